@@ -1,0 +1,1 @@
+"""Metrics, suites of cases and replay."""

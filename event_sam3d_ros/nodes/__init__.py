@@ -1,0 +1,1 @@
+"""ROS 2 nodes. The only folder that imports rclpy."""

@@ -1,0 +1,1 @@
+"""The network: condition stage, event fusion, geometry. Needs torch, nothing of ROS."""

@@ -1,0 +1,1 @@
+"""A procedural world with exact truth: shapes, renderer, event simulator, motion."""
