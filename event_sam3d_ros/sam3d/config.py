@@ -1,0 +1,148 @@
+"""Model configurations: one dataclass per part, read from YAML, every unknown key refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from event_sam3d_ros.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A vision transformer (`vit.py`). ``stem`` empty: one patch convolution, as DINOv2; else a convolutional stem
+    whose stages halve the image, ``stem[i]`` channels at stride ``2 ** (i + 1)``, before the patch grid."""
+
+    image_size: int = 64
+    patch_size: int = 8
+    in_channels: int = 4
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    registers: int = 0
+    stem: tuple[int, ...] = (32, 64)
+
+    def __post_init__(self) -> None:
+        _require(self.image_size % self.patch_size == 0, "image_size must be a multiple of patch_size")
+        _require(self.width % self.heads == 0, "width must be a multiple of heads")
+        if self.stem:
+            _require(
+                2 ** (len(self.stem) + 1) == self.patch_size,
+                f"a stem of {len(self.stem)} stages needs patch_size {2 ** (len(self.stem) + 1)}",
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Where events enter the RGB encoder (`event_fusion.py`): stem stages and transformer blocks, by index."""
+
+    stems: tuple[int, ...] = (0, 1)
+    blocks: tuple[int, ...] = (0, 2, 3)
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class DirectHeadConfig:
+    """The one-pass geometry head (`geometry_direct.py`): a column decoder over the crop."""
+
+    resolution: int = 32
+    depth_range: float = 1.25
+    channels: tuple[int, ...] = (128, 96, 64)
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How an object is cut out of the frame (`preprocess.py`)."""
+
+    crop_factor: float = 1.4
+    window_ms: float = 50.0
+    min_events: int = 500
+    prior_size_m: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require(self.crop_factor >= 1.0, "crop_factor must be at least 1")
+        _require(self.window_ms > 0, "window_ms must be positive")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model. ``head`` names the geometry head; ``direct`` is the one this version has."""
+
+    name: str = "nano"
+    head: str = "direct"
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    direct: DirectHeadConfig = field(default_factory=DirectHeadConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.head == "direct", f"head is {self.head!r}; this version knows 'direct'")
+        _require(
+            all(0 <= i < len(self.encoder.stem) for i in self.fusion.stems)
+            and all(0 <= i < self.encoder.depth for i in self.fusion.blocks),
+            "fusion names a stem stage or block that the encoder lacks",
+        )
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> ModelConfig:
+        """Reads a model configuration; ConfigurationError if the file or a key in it is wrong."""
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"cannot read the model configuration {path}: {error}") from error
+        return from_dict(cls, data, where=str(path))
+
+
+def from_dict(cls: type[T], data: Any, where: str) -> T:
+    """Builds the dataclass ``cls`` from nested dicts and lists; ConfigurationError names an unknown or bad key."""
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"{where}: expected a mapping of settings, found {type(data).__name__}")
+    hints = get_type_hints(cls)
+    unknown = sorted(set(map(str, data)) - set(hints))
+    if unknown:
+        raise ConfigurationError(f"{where}: unknown setting {', '.join(unknown)}; known are {', '.join(sorted(hints))}")
+    values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()}
+    try:
+        return cls(**values)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The inverse of `from_dict`, with tuples as lists so that JSON and YAML can hold it."""
+    return {
+        f.name: to_dict(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v
+        for f in dataclasses.fields(config)
+        for v in [getattr(config, f.name)]
+    }
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return from_dict(kind, value, where)
+    if kind == tuple[int, ...]:
+        if not isinstance(value, list) or not all(type(v) is int for v in value):
+            raise ConfigurationError(f"{where} must be a list of whole numbers, not {value!r}")
+        return tuple(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigurationError(f"{where} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigurationError(message)
