@@ -68,7 +68,7 @@ class Crop:
 
     def frame(self, K: npt.NDArray[np.floating], depth_range: float) -> CropFrame:
         """Where this crop's voxel grid lies in the camera frame."""
-        center = (self.x0 + self.side / 2, self.y0 + self.side / 2)
+        center = (self.x0 + (self.side - 1) / 2, self.y0 + (self.side - 1) / 2)
         return CropFrame(np.asarray(K, dtype=np.float64), center, float(self.side), depth_range)
 
 

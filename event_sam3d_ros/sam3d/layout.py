@@ -25,7 +25,7 @@ FloatArray = npt.NDArray[np.floating]
 class CropFrame:
     """A square crop of a camera image.
 
-    ``K``: (3, 3) intrinsics in pixels; ``center``: (2,) x, y of the crop's centre in pixels (pixel centres at integers + 0.5);
+    ``K``: (3, 3) intrinsics in pixels; ``center``: (2,) x, y of the crop's centre in pixels (pixel centres at whole numbers, as in OpenCV and ROS);
     ``side``: the crop's side in pixels; ``depth_range``: half the grid's depth in units of its half-width.
     """
 
