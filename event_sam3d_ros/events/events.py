@@ -1,0 +1,71 @@
+"""Events as a structure of arrays: the one form in which events travel through the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from event_sam3d_ros.errors import InputError
+
+_FIELDS = {"t": np.dtype(np.int64), "x": np.dtype(np.uint16), "y": np.dtype(np.uint16), "p": np.dtype(np.uint8)}
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """N brightness changes of an event camera, in stream order.
+
+    t  int64  [N]  microseconds on the sensor's clock, unwrapped
+    x  uint16 [N]  column, 0 at the left
+    y  uint16 [N]  row, 0 at the top
+    p  uint8  [N]  polarity, 1 brighter, 0 darker
+
+    The arrays are contiguous and read-only, so that slices can be handed out without copying. The constructor keeps a
+    view of contiguous input (whoever passes an array in must not write to it afterwards) and never converts types:
+    another dtype, shape or length is an InputError (reason ``bad_events``).
+    """
+
+    t: NDArray[np.int64]
+    x: NDArray[np.uint16]
+    y: NDArray[np.uint16]
+    p: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        length = len(self.t)
+        for name, dtype in _FIELDS.items():
+            array = np.ascontiguousarray(getattr(self, name)).view()
+            if array.dtype != dtype or array.shape != (length,):
+                raise InputError(
+                    f"events.{name} is {array.dtype}{array.shape}, expected {dtype}({length},): convert it before",
+                    reason="bad_events",
+                )
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    @classmethod
+    def empty(cls) -> Events:
+        """No events."""
+        return cls(*(np.empty(0, dtype) for dtype in _FIELDS.values()))
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, index: slice | NDArray) -> Events:
+        """Events of a slice (a view where the step is 1), of a boolean mask or of an index array (copies)."""
+        return Events(self.t[index], self.x[index], self.y[index], self.p[index])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the four arrays: 13 per event."""
+        return self.t.nbytes + self.x.nbytes + self.y.nbytes + self.p.nbytes
+
+
+def concatenate(parts: Sequence[Events]) -> Events:
+    """All events of ``parts`` one after another, in the given order; a single part is returned as it is."""
+    if not parts:
+        return Events.empty()
+    if len(parts) == 1:
+        return parts[0]
+    return Events(*(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS))
