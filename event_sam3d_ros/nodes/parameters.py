@@ -1,0 +1,262 @@
+"""The nodes' parameters and topics, each in one table: declaration, checks and documentation come from here.
+
+``python -m event_sam3d_ros.nodes.parameters`` prints both tables as markdown for the README. Nothing here needs ROS.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from event_sam3d_ros.errors import ConfigurationError
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: its default gives the type; a float takes whole numbers too.
+
+    minimum, maximum  inclusive bounds of a number
+    choices           allowed strings
+    dynamic           may change while the node is configured; others only while it is unconfigured
+    """
+
+    name: str
+    default: Value
+    description: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    dynamic: bool = False
+
+    @property
+    def type_name(self) -> str:
+        """bool, int, double or string, as ROS calls them."""
+        return {bool: "bool", int: "int", float: "double", str: "string"}[type(self.default)]
+
+    def check(self, value: Any) -> Value:
+        """The value in this parameter's type; raises ConfigurationError ``bad_parameter`` saying what is allowed."""
+        if type(self.default) is float and type(value) is int:
+            value = float(value)
+        in_range = True
+        if type(value) is not type(self.default):
+            in_range = False
+        elif self.choices:
+            in_range = value in self.choices
+        elif isinstance(value, int | float):
+            in_range = math.isfinite(value) and self._low() <= value <= self._high()
+        if not in_range:
+            raise ConfigurationError(
+                f"parameter {self.name} can't be {value!r}: it takes {self.allowed()}", reason="bad_parameter"
+            )
+        return value
+
+    def _low(self) -> float:
+        return -math.inf if self.minimum is None else self.minimum
+
+    def _high(self) -> float:
+        return math.inf if self.maximum is None else self.maximum
+
+    def allowed(self) -> str:
+        """What values are allowed, in words."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        words = f"a value of type {self.type_name}"
+        if self.minimum is not None and self.maximum is not None:
+            return f"{words} from {self.minimum:g} to {self.maximum:g}"
+        return words if self.minimum is None else f"{words} of at least {self.minimum:g}"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic of a node, for the documentation."""
+
+    direction: str
+    name: str
+    type: str
+    qos: str
+    description: str
+
+
+class ParameterTable:
+    """The parameters of one node by name."""
+
+    def __init__(self, *parameters: Parameter) -> None:
+        self.by_name = {parameter.name: parameter for parameter in parameters}
+
+    def check(self, values: Mapping[str, Any]) -> dict[str, Value]:
+        """Checked values; raises ConfigurationError for the first unknown name or value that is not allowed."""
+        return {name: self.get(name).check(value) for name, value in values.items()}
+
+    def get(self, name: str) -> Parameter:
+        """The parameter of that name; raises ConfigurationError ``unknown_parameter`` with the nearest known name."""
+        if name not in self.by_name:
+            near = difflib.get_close_matches(name, self.by_name, n=1)
+            hint = f"did you mean {near[0]}?" if near else "known are " + ", ".join(sorted(self.by_name)) + "."
+            raise ConfigurationError(f"there is no parameter {name}: {hint}", reason="unknown_parameter")
+        return self.by_name[name]
+
+
+_SHARED = (
+    Parameter("autostart", True, "Configure and activate by itself at start; otherwise wait for lifecycle commands."),
+    Parameter(
+        "qos_reliability",
+        "auto",
+        "Reliability of image, mask, depth and calibration subscriptions. auto: reliable if all publishers are.",
+        choices=("auto", "reliable", "best_effort"),
+    ),
+    Parameter("qos_depth", 5, "Queue of those subscriptions, in messages.", 1, 1000),
+    Parameter(
+        "watchdog_s", 5.0, "Silence on a needed topic after which diagnostics say why.", 0.5, 3600.0, dynamic=True
+    ),
+)
+
+EVENT_IMAGE_NODE = ParameterTable(
+    *_SHARED,
+    Parameter(
+        "event_type",
+        "event_camera_msgs/msg/EventPacket",
+        "Type of the event messages.",
+        choices=("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray", "dvs_msgs/msg/EventArray"),
+    ),
+    Parameter(
+        "window_mode",
+        "frame",
+        "frame: one window around the stamp of each RGB frame. continuous: windows back to back.",
+        choices=("frame", "continuous"),
+    ),
+    Parameter(
+        "frame_source",
+        "camera_info",
+        "Topic that tells the stamps of the RGB frames: the cheapest that comes with every frame.",
+        choices=("camera_info", "image", "compressed_image"),
+    ),
+    Parameter("window_ms", 50.0, "Length of a window. The small model was trained with 50.", 1.0, 1000.0, dynamic=True),
+    Parameter(
+        "window_alignment",
+        "centre",
+        "Where the stamp lies: in the centre or at the end of its window.",
+        choices=("centre", "end"),
+        dynamic=True,
+    ),
+    Parameter(
+        "exposure_offset_ms",
+        0.0,
+        "Added to a frame's stamp to get its mid-exposure, for drivers that stamp otherwise.",
+        -1000.0,
+        1000.0,
+        dynamic=True,
+    ),
+    Parameter(
+        "max_wait_ms",
+        100.0,
+        "How long a frame waits for events beyond the end of its window before it goes on with what is there.",
+        0.0,
+        10000.0,
+        dynamic=True,
+    ),
+    Parameter("buffer_ms", 1000.0, "Events kept, by time.", 10.0, 60000.0),
+    Parameter("buffer_max_events", 20_000_000, "Events kept, by number.", 1000),
+    Parameter("buffer_max_mb", 256.0, "Events kept, by memory (13 bytes each).", 1.0),
+)
+
+RECONSTRUCTION_NODE = ParameterTable(
+    *_SHARED,
+    Parameter("model", "nano", "Name of an installed model, or path of a .safetensors file."),
+    Parameter("device", "auto", "Where the network runs. auto: CUDA if there is any.", choices=("auto", "cpu", "cuda")),
+    Parameter(
+        "precision",
+        "auto",
+        "Number format of the network. auto: bf16 on CUDA, else fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    ),
+    Parameter("threads", 0, "CPU threads of the network; 0 leaves the choice to PyTorch.", 0, 256),
+    Parameter("seed", 0, "Seed of the network's random numbers.", 0, 2**31 - 1),
+    Parameter(
+        "input_mode",
+        "fused",
+        "What the network sees: frame and events, frame alone, events alone.",
+        choices=("fused", "rgb", "events"),
+    ),
+    Parameter("image_type", "raw", "sensor_msgs/Image or CompressedImage.", choices=("raw", "compressed")),
+    Parameter(
+        "depth_type",
+        "image",
+        "Depth as sensor_msgs/Image (32FC1 m, 16UC1 mm), as PointCloud2 in the optical frame, or not at all.",
+        choices=("image", "points", "none"),
+    ),
+    Parameter(
+        "rectified", False, "The images come rectified (image_rect): CameraInfo's P counts and its D is not applied."
+    ),
+    Parameter("min_events", 200, "With fewer events in its window a frame goes without them.", 0, dynamic=True),
+    Parameter("depth_tolerance_ms", 20.0, "Largest difference of stamps of frame and depth.", 0.0, 1000.0, dynamic=True),
+    Parameter(
+        "pair_timeout_ms",
+        300.0,
+        "How long a frame waits for its mask, event image and depth before it goes on or is dropped.",
+        1.0,
+        10000.0,
+        dynamic=True,
+    ),
+    Parameter(
+        "max_age_ms",
+        1000.0,
+        "Results older than this, by the frame's stamp, are not published; 0 publishes all.",
+        0.0,
+        dynamic=True,
+    ),
+)
+
+_AUTO = "`qos_reliability`, depth `qos_depth`"
+_EVENT_IMAGE_TOPICS = (
+    Topic("in", "/event_camera/events", "`event_type`", "best effort, depth 1000", "Event packets."),
+    Topic("in", "/camera/camera_info", "sensor_msgs/CameraInfo", _AUTO, "Stamps of the RGB frames (`frame_source`)."),
+    Topic("in", "/camera/image_raw", "sensor_msgs/Image", _AUTO, "The same, where no calibration comes with frames."),
+    Topic("out", "~/event_image", "sensor_msgs/Image", "reliable, depth 5", "Tencode rgb8, stamp of its frame."),
+    Topic("out", "~/event_window", "event_sam3d_ros/EventWindow", "reliable, depth 5", "Bounds and number of events."),
+    Topic("out", "/diagnostics", "diagnostic_msgs/DiagnosticArray", "reliable, depth 10", "State, rates, counters."),
+)
+_RECONSTRUCTION_TOPICS = (
+    Topic("in", "/camera/image_raw", "sensor_msgs/Image", _AUTO, "RGB frame (`image_type`: or CompressedImage)."),
+    Topic("in", "/camera/camera_info", "sensor_msgs/CameraInfo", _AUTO, "Calibration of frame, mask, depth, events."),
+    Topic("in", "/camera/mask", "sensor_msgs/Image", _AUTO, "mono8 or mono16 labels: 0 nothing, k object k."),
+    Topic("in", "/camera/depth", "sensor_msgs/Image", _AUTO, "Optional (`depth_type`): without it no metric scale."),
+    Topic("in", "/event_image_node/event_image", "sensor_msgs/Image", _AUTO, "Tencode of the frame's window."),
+    Topic("in", "/event_image_node/event_window", "event_sam3d_ros/EventWindow", _AUTO, "Its bounds and count."),
+    Topic("out", "~/objects", "event_sam3d_ros/ReconstructedObjectArray", "reliable, depth 5", "Shape, pose, size."),
+    Topic("out", "~/points", "sensor_msgs/PointCloud2", "reliable, depth 5", "x y z rgb object_id of all objects."),
+    Topic("out", "~/markers", "visualization_msgs/MarkerArray", "reliable, depth 5", "Box, axes, label, on demand."),
+    Topic("out", "/tf", "tf2_msgs/TFMessage", "reliable, depth 100", "Optical frame to `object_<id>`."),
+    Topic("out", "~/debug_image", "sensor_msgs/Image", "reliable, depth 1", "Frame, events, masks, boxes, on demand."),
+    Topic("out", "~/model_info", "std_msgs/String", "reliable, transient local, depth 1", "JSON about the model."),
+    Topic("out", "/diagnostics", "diagnostic_msgs/DiagnosticArray", "reliable, depth 10", "State, rates, counters."),
+)
+
+NODES = {
+    "event_image_node": (_EVENT_IMAGE_TOPICS, EVENT_IMAGE_NODE),
+    "reconstruction_node": (_RECONSTRUCTION_TOPICS, RECONSTRUCTION_NODE),
+}
+
+
+def markdown() -> str:
+    """Topics and parameters of every node as markdown tables."""
+    lines: list[str] = []
+    for node, (topics, table) in NODES.items():
+        lines += [f"### {node}", "", "| | topic | type | QoS | |", "| --- | --- | --- | --- | --- |"]
+        lines += [f"| {t.direction} | `{t.name}` | {t.type} | {t.qos} | {t.description} |" for t in topics]
+        lines += ["", "| parameter | default | allowed | while running | |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| `{p.name}` | `{str(p.default).lower() if isinstance(p.default, bool) else p.default}` | {p.allowed()} "
+            f"| {'yes' if p.dynamic else 'no'} | {p.description} |"
+            for p in table.by_name.values()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())
