@@ -1,0 +1,1 @@
+"""Offline training: pretraining of the RGB network, distillation of the event encoder, fusion."""

@@ -1,0 +1,195 @@
+"""Training samples: crops of synthetic cases, rendered once by all cores, kept as uint8 in memory-mapped files.
+
+Each case gives two crops. ``true``: cut by the true mask, sharp frame. ``degraded``: cut by the mask that a segmentation of the
+blurry frame would give, with the sharp and the blurry frame, the event image and both masks. Targets belong to the crop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.preprocess import Crop, crop_resize, object_crops
+from event_sam3d_ros.sam3d.config import ModelConfig
+from event_sam3d_ros.sam3d.layout import grid_centers
+from event_sam3d_ros.synthetic.world import Case, make_case
+
+FIRST_TRAINING_SEED = 1_000_000
+MOTIONS = ("easy", "medium", "hard", "hard", "still")
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """``cases`` rendered on a window of ``sensor`` x ``sensor`` pixels; ``first_seed``: object seed of the first case."""
+
+    cases: int = 20000
+    sensor: int = 112
+    first_seed: int = FIRST_TRAINING_SEED
+
+
+def fields(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Name -> (shape, dtype) of everything that is stored for one case."""
+    size, grid = config.encoder.image_size, config.direct.resolution
+    image, mask, packed = (size, size, 3), (size, size), (grid**3 // 8,)
+    return {
+        "true_sharp": (image, np.uint8),
+        "true_mask": (mask, np.uint8),
+        "true_occupancy": (packed, np.uint8),
+        "true_up": ((3,), np.float32),
+        "degraded_sharp": (image, np.uint8),
+        "degraded_blurry": (image, np.uint8),
+        "degraded_events": (image, np.uint8),
+        "degraded_true_mask": (mask, np.uint8),
+        "degraded_mask": (mask, np.uint8),
+        "degraded_occupancy": (packed, np.uint8),
+        "degraded_up": ((3,), np.float32),
+    }
+
+
+def crop_targets(case: Case, crop: Crop, config: ModelConfig) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """The truth in a crop's grid: occupancy (D, H, W) uint8 and the object's up vector (3,) in the crop frame."""
+    frame = crop.frame(case.K, config.direct.depth_range)
+    centers = grid_centers(config.direct.resolution)
+    w, v, u = np.meshgrid(centers, centers, centers, indexing="ij")
+    reference = float(case.position @ frame.rotation[:, 2])
+    points = frame.to_camera(np.stack([u, v, w], axis=-1), reference)
+    local = ((points - case.position) @ case.rotation) / case.scale
+    grid = torch.from_numpy(np.ascontiguousarray(local[..., ::-1], dtype=np.float32))[None]
+    sdf = torch.as_tensor(case.shape.sdf, dtype=torch.float32)[None, None]
+    distance = F.grid_sample(sdf, grid, align_corners=False, padding_mode="border")[0, 0].numpy()
+    inside = (distance < 0) & (np.abs(local) < 1).all(-1)
+    return inside.astype(np.uint8), (frame.rotation.T @ case.rotation[:, 2]).astype(np.float32)
+
+
+def sample(case: Case, config: ModelConfig) -> dict[str, npt.NDArray]:
+    """Everything that training needs of a case; see `fields`."""
+    size, factor = config.encoder.image_size, config.preprocess.crop_factor
+
+    def cut(image: npt.NDArray, crop: Crop) -> npt.NDArray[np.uint8]:
+        resized = crop_resize(image, crop, size).permute(1, 2, 0).numpy()
+        return np.rint(resized).clip(0, 255).astype(np.uint8)
+
+    result: dict[str, npt.NDArray] = {}
+    for name, mask in (("true", case.mask), ("degraded", case.degraded_mask)):
+        crops = object_crops(mask, factor)
+        if not crops:
+            raise InputError("the object is too small to crop", reason="object_too_small")
+        occupancy, up = crop_targets(case, crops[0], config)
+        result[f"{name}_sharp"] = cut(case.sharp, crops[0])
+        result[f"{name}_mask"] = cut(mask * 255, crops[0])[..., 0]
+        result[f"{name}_occupancy"] = np.packbits(occupancy.ravel())
+        result[f"{name}_up"] = up
+    result["degraded_blurry"] = cut(case.blurry, crops[0])
+    result["degraded_events"] = cut(case.event_image, crops[0])
+    result["degraded_true_mask"] = cut(case.mask * 255, crops[0])[..., 0]
+    return result
+
+
+def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) -> None:
+    """Renders all cases into ``folder``, resuming where an earlier run stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    progress_file = folder / "progress.json"
+    wanted = {"sensor": data.sensor, "first_seed": data.first_seed, "cases": data.cases, "size": config.encoder.image_size}
+    progress = json.loads(progress_file.read_text()) if progress_file.exists() else {**wanted, "done": []}
+    if {k: progress[k] for k in wanted} != wanted:
+        raise InputError(f"{folder} holds samples of other settings; give another folder or delete it", reason="other_data")
+    stores = {
+        name: np.lib.format.open_memmap(
+            folder / f"{name}.npy", "r+" if (folder / f"{name}.npy").exists() else "w+", dtype, (data.cases, *shape)
+        )
+        for name, (shape, dtype) in fields(config).items()
+    }
+    done = set(progress["done"])
+    chunks = [start for start in range(0, data.cases, CHUNK) if start not in done]
+    with ProcessPoolExecutor(workers) as pool, tqdm(total=data.cases, initial=len(done) * CHUNK, unit="case") as bar:
+        jobs = ((start, min(CHUNK, data.cases - start), data, config) for start in chunks)
+        for start, samples in pool.map(_render_chunk, jobs):
+            for i, one in enumerate(samples):
+                for name, value in one.items():
+                    stores[name][start + i] = value
+            progress["done"].append(start)
+            progress_file.write_text(json.dumps(progress))
+            bar.update(len(samples))
+
+
+def _render_chunk(job: tuple[int, int, DataConfig, ModelConfig]) -> tuple[int, list[dict[str, npt.NDArray]]]:
+    start, count, data, config = job
+    torch.set_num_threads(1)
+    return start, [_render_one(data.first_seed + start + i, data.sensor, config) for i in range(count)]
+
+
+def _render_one(seed: int, sensor: int, config: ModelConfig) -> dict[str, npt.NDArray]:
+    for attempt in range(5):  # a rare case may leave the small sensor or shrink to nothing: another motion then
+        case = make_case(seed, seed + attempt, MOTIONS[seed % len(MOTIONS)], sensor, sensor)
+        if object_crops(case.mask, 1.0) and object_crops(case.degraded_mask, 1.0):
+            break
+    return sample(case, config)
+
+
+class Batches:
+    """Random batches of rendered samples with augmentation, as tensors ready for the network."""
+
+    def __init__(self, folder: Path, config: ModelConfig, batch_size: int, seed: int) -> None:
+        progress = json.loads((folder / "progress.json").read_text())
+        self.rows = np.concatenate(
+            [np.arange(s, min(s + CHUNK, progress["cases"])) for s in sorted(progress["done"])]
+        )
+        self.stores = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields(config)}
+        self.grid = config.direct.resolution
+        self.batch_size, self.seed = batch_size, seed
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """The batch of a step: the same for the same seed, so that a resumed run goes on exactly."""
+        rng = np.random.default_rng([self.seed, step])
+        rows = np.sort(rng.choice(self.rows, self.batch_size, replace=False))
+        return augment({name: self._tensor(name, store[rows]) for name, store in self.stores.items()}, rng)
+
+    def _tensor(self, name: str, values: npt.NDArray) -> Tensor:
+        if name.endswith("occupancy"):
+            bits = np.unpackbits(values, axis=1)
+            return torch.from_numpy(bits.reshape(-1, self.grid, self.grid, self.grid)).float()
+        if name.endswith("up"):
+            return torch.from_numpy(np.ascontiguousarray(values))
+        tensor = torch.from_numpy(np.ascontiguousarray(values)).float() / 255
+        return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor[:, None]
+
+
+def augment(batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+    """Mirrors half of the samples (images, grids and up vectors together), varies colour, drops and adds event pixels."""
+    count = len(batch["true_up"])
+    mirror = torch.from_numpy(rng.random(count) < 0.5)
+    gain = torch.from_numpy(rng.uniform(0.8, 1.2, (count, 3, 1, 1)).astype(np.float32))
+    grey = torch.from_numpy(rng.random(count) < 0.2)
+    result = {}
+    for name, value in batch.items():
+        value = value.clone()
+        if name.endswith("up"):
+            value[mirror, 0] *= -1
+        else:
+            value[mirror] = value[mirror].flip(-1)
+        if name.endswith(("sharp", "blurry")):
+            value = (value * gain).clamp(0, 1)
+            value[grey] = value[grey].mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        result[name] = value
+    size = batch["degraded_events"].shape[-1]
+    drop = torch.from_numpy(rng.random((count, 1, size, size)) < rng.uniform(0, 0.15, (count, 1, 1, 1)))
+    result["degraded_events"] = result["degraded_events"] * ~drop
+    return result
+
+
+def iterate(batches: Batches, first: int, last: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Steps [first, last) with their batches."""
+    for step in range(first, last):
+        yield step, batches(step)

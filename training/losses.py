@@ -1,0 +1,93 @@
+"""Losses of the direct geometry head and of distillation. All return scalars; batches are (B, ...) tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from event_sam3d_ros.sam3d.geometry_direct import Geometry
+from event_sam3d_ros.sam3d.vit import Features
+
+POSITIVE_WEIGHT = 2.0  # solid cells are the minority of a crop's grid
+
+
+def occupancy_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Weighted binary cross-entropy plus soft dice; logits and target (B, D, H, W), target in [0, 1]."""
+    weight = torch.tensor(POSITIVE_WEIGHT, device=logits.device)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
+    probability = torch.sigmoid(logits)
+    overlap = 2 * (probability * target).sum((1, 2, 3))
+    dice = 1 - (overlap + 1) / (probability.sum((1, 2, 3)) + target.sum((1, 2, 3)) + 1)
+    return cross_entropy + dice.mean()
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
+    """Focal binary cross-entropy (Lin et al. 2017, eq. 4, without alpha) against probabilities ``target``."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    error = (torch.sigmoid(logits) - target).abs()
+    return (error**gamma * cross_entropy).mean()
+
+
+def depth_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(front depth, thickness) in units of the grid's depth, L1, over the columns that are solid in ``target``.
+
+    The front is the expected first hit under independent cells: p_k * prod_{j<k} (1 - p_j).
+    """
+    probability = torch.sigmoid(logits)
+    columns = target.amax(1) > 0.5
+    return (
+        ((_front(probability) - _front(target)).abs() * columns).sum() / columns.sum().clamp(min=1),
+        (probability.mean(1) - target.mean(1)).abs()[columns].mean(),
+    )
+
+
+def _front(probability: Tensor) -> Tensor:
+    resolution = probability.shape[1]
+    free = torch.cumprod(1 - probability.clamp(0, 1 - 1e-4), dim=1)
+    return free.mean(1) + 0.5 / resolution  # the expected share of free cells before the first hit
+
+
+def up_loss(up: Tensor, target: Tensor) -> Tensor:
+    """1 - cosine between unit vectors (B, 3)."""
+    return (1 - (up * target).sum(-1)).mean()
+
+
+def grid_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """(B,) IoU of the predicted and true solids in the crop's grid."""
+    a, b = logits > 0, target > 0.5
+    return (a & b).sum((1, 2, 3)) / (a | b).sum((1, 2, 3)).clamp(min=1)
+
+
+def score_loss(geometry: Geometry, target: Tensor) -> Tensor:
+    """The score learns the IoU that the prediction has."""
+    return F.binary_cross_entropy_with_logits(geometry.score, grid_iou(geometry.logits, target).detach())
+
+
+def geometry_loss(geometry: Geometry, occupancy: Tensor, up: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The direct head's loss against the truth, and its parts for the log."""
+    front, thickness = depth_losses(geometry.logits, occupancy)
+    parts = {
+        "occupancy": occupancy_loss(geometry.logits, occupancy),
+        "front": front,
+        "thickness": thickness,
+        "up": up_loss(geometry.up, up),
+        "score": score_loss(geometry, occupancy),
+    }
+    total = parts["occupancy"] + 2 * front + thickness + parts["up"] + 0.1 * parts["score"]
+    return total, {**parts, "iou": grid_iou(geometry.logits, occupancy).mean()}
+
+
+def feature_loss(student: Features, teacher: Features, stages: tuple[str, ...]) -> Tensor:
+    """Stage 1: L1 between the features of the selected stages and the final tokens, averaged over them."""
+    terms = [F.l1_loss(student.stages[s], teacher.stages[s]) for s in stages]
+    return torch.stack([*terms, F.l1_loss(student.tokens, teacher.tokens)]).mean()
+
+
+def teacher_loss(geometry: Geometry, teacher: Geometry) -> tuple[Tensor, dict[str, Tensor]]:
+    """Stage 2: what the network gives on the blurry frame with events against what it gives on the sharp one."""
+    target = torch.sigmoid(teacher.logits)
+    focal = focal_loss(geometry.logits, target)
+    dice = occupancy_loss(geometry.logits, target)
+    up = up_loss(geometry.up, teacher.up)
+    return 4 * focal + dice + up, {"focal": focal, "occupancy": dice, "up": up}
