@@ -1,0 +1,123 @@
+"""What things look like: surface colours as a function of the object's own coordinates, light, and backgrounds.
+
+Colours are linear light in [0, 1] until `encode_gamma` at the very end (gamma 2.2).
+"""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GAMMA = 2.2
+
+
+@dataclass(frozen=True)
+class Material:
+    """Two colours mixed by a pattern of sine waves: solid, stripes, checker or smooth noise.
+
+    colours: (2, 3) linear light. frequencies: (J, 3) radians per grid unit. phases: (J,). The waves are multiplied
+    (checker) or summed; `contrast` is the steepness of the mix. J = 0 is one solid colour.
+    """
+
+    colours: np.ndarray
+    frequencies: np.ndarray
+    phases: np.ndarray
+    multiply: bool
+    contrast: float
+    specular: float
+    shininess: float
+
+    def albedo(self, points: Tensor) -> Tensor:
+        """Colour (M, 3) at object points (M, 3) in grid units."""
+        colours = torch.as_tensor(self.colours, dtype=torch.float32, device=points.device)
+        if not len(self.phases):
+            return colours[:1].expand(len(points), 3)
+        frequencies = torch.as_tensor(self.frequencies, dtype=torch.float32, device=points.device)
+        waves = torch.sin(
+            points @ frequencies.T + torch.as_tensor(self.phases, dtype=torch.float32, device=points.device)
+        )
+        pattern = waves.prod(dim=1) if self.multiply else waves.sum(dim=1)
+        return torch.lerp(colours[0], colours[1], torch.sigmoid(self.contrast * pattern)[:, None])
+
+
+@dataclass(frozen=True)
+class Light:
+    """direction: (3,) unit vector towards the light, camera optical frame; strengths in linear light."""
+
+    direction: np.ndarray
+    ambient: float
+    diffuse: float
+
+
+def random_colour(rng: np.random.Generator) -> np.ndarray:
+    """(3,) linear-light colour, from dark grey to bright and saturated."""
+    colour = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.9), rng.uniform(0.25, 1.0))
+    return np.asarray(colour) ** GAMMA
+
+
+def random_material(rng: np.random.Generator) -> Material:
+    """Solid (35 %), stripes (20 %), checker (15 %) or smooth noise (30 %)."""
+    kind = rng.choice(["solid", "stripes", "checker", "noise"], p=[0.35, 0.2, 0.15, 0.3])
+    if kind == "solid":
+        frequencies = np.zeros((0, 3))
+    elif kind == "checker":
+        frequencies = np.eye(3) * rng.uniform(4.0, 10.0)
+    else:
+        directions = rng.normal(size=(1 if kind == "stripes" else 4, 3))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        frequencies = directions * rng.uniform(4.0, 14.0, (len(directions), 1))
+    return Material(
+        colours=np.stack([random_colour(rng), random_colour(rng)]),
+        frequencies=frequencies,
+        phases=rng.uniform(0, 2 * np.pi, len(frequencies)),
+        multiply=kind == "checker",
+        contrast=float(rng.uniform(0.7, 2.0) if kind == "noise" else rng.uniform(4.0, 20.0)),
+        specular=float(rng.uniform(0.0, 0.35)),
+        shininess=float(rng.uniform(8.0, 60.0)),
+    )
+
+
+def random_light(rng: np.random.Generator) -> Light:
+    """A light from above, the camera's side or the object's sides, never from right behind the object."""
+    direction = np.array([rng.uniform(-1.0, 1.0), rng.uniform(-1.2, 0.2), rng.uniform(-1.0, -0.1)])
+    ambient = float(rng.uniform(0.15, 0.4))
+    return Light(direction / np.linalg.norm(direction), ambient, float(rng.uniform(0.6, 1.0)) * (1.1 - ambient))
+
+
+def _smooth_noise(rng: np.random.Generator, cells: int, height: int, width: int) -> Tensor:
+    """(1, height, width) float32 in about [0, 1]: random values on a coarse grid, enlarged smoothly."""
+    grid = torch.from_numpy(rng.random((1, 1, cells, cells), dtype=np.float32))
+    return F.interpolate(grid, (height, width), mode="bilinear", align_corners=True)[0]
+
+
+def random_background(rng: np.random.Generator, height: int, width: int) -> Tensor:
+    """A linear-light picture (3, height, width) float32: colour gradients, clutter with edges, and fine texture."""
+
+    def colour() -> Tensor:
+        return torch.from_numpy(random_colour(rng)).float()[:, None, None]
+
+    picture = torch.lerp(colour(), colour(), _smooth_noise(rng, int(rng.integers(2, 6)), height, width))
+    y = torch.linspace(0, 1, height)[:, None]
+    x = torch.linspace(0, 1, width)[None, :]
+    for _ in range(int(rng.integers(0, 7))):
+        cx, cy, angle = rng.random(3) * [1, 1, np.pi]
+        a, b = rng.uniform(0.02, 0.35, 2)
+        u = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
+        v = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
+        outside = torch.maximum(u.abs() / a, v.abs() / b) if rng.random() < 0.6 else (u / a) ** 2 + (v / b) ** 2
+        cover = ((1.0 - outside) * min(a, b) * min(height, width) * 0.5 + 0.5).clamp(0, 1)
+        picture = torch.lerp(picture, colour(), cover)
+    if rng.random() < 0.6:
+        fine = _smooth_noise(rng, int(rng.integers(12, max(13, height // 3))), height, width)
+        picture = picture * torch.lerp(torch.ones(1), 2.0 * fine, float(rng.uniform(0.1, 0.7)))
+    return picture.clamp(0.003, 1.0)
+
+
+def encode_gamma(linear: Tensor) -> Tensor:
+    """Linear light -> uint8 by gamma 2.2, clipped."""
+    return (linear.clamp(0, 1).pow(1.0 / GAMMA) * 255.0).round().to(torch.uint8)
