@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 GAMMA = 2.2
@@ -32,17 +33,15 @@ class Material:
     specular: float
     shininess: float
 
-    def albedo(self, points: Tensor) -> Tensor:
+    def albedo(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Colour (M, 3) at object points (M, 3) in grid units."""
-        colours = torch.as_tensor(self.colours, dtype=torch.float32, device=points.device)
+        first, second = self.colours.astype(np.float32)
         if not len(self.phases):
-            return colours[:1].expand(len(points), 3)
-        frequencies = torch.as_tensor(self.frequencies, dtype=torch.float32, device=points.device)
-        waves = torch.sin(
-            points @ frequencies.T + torch.as_tensor(self.phases, dtype=torch.float32, device=points.device)
-        )
-        pattern = waves.prod(dim=1) if self.multiply else waves.sum(dim=1)
-        return torch.lerp(colours[0], colours[1], torch.sigmoid(self.contrast * pattern)[:, None])
+            return np.broadcast_to(first, points.shape)
+        waves = np.sin(points @ self.frequencies.T.astype(np.float32) + self.phases.astype(np.float32))
+        pattern = waves.prod(axis=1) if self.multiply else waves.sum(axis=1)
+        mix = 1.0 / (1.0 + np.exp(np.float32(-self.contrast) * pattern))
+        return first + mix[:, None] * (second - first)
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,6 @@ def random_background(rng: np.random.Generator, height: int, width: int) -> Tens
     return picture.clamp(0.003, 1.0)
 
 
-def encode_gamma(linear: Tensor) -> Tensor:
+def encode_gamma(linear: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Linear light -> uint8 by gamma 2.2, clipped."""
-    return (linear.clamp(0, 1).pow(1.0 / GAMMA) * 255.0).round().to(torch.uint8)
+    return np.rint(np.clip(linear, 0, 1) ** np.float32(1.0 / GAMMA) * np.float32(255.0)).astype(np.uint8)

@@ -1,7 +1,8 @@
 """Sphere tracing of a shape's distance grid, for many poses at once, with soft silhouettes.
 
-Frames: object points x in grid units map to the camera's optical frame by p = R (x * scale) + t, in metres; the pixel of
-p is K p / p_z, and pixel (u, v) = (0, 0) is the centre of the first pixel.
+Frames: object points x in grid units map to the camera's optical frame by p = R (x * scale) + t, in metres; the pixel
+of p is K p / p_z, and pixel (u, v) = (0, 0) is the centre of the first pixel. Compiled for the CPU, where each ray ends
+on its own: several times faster than steps over whole arrays of rays.
 """
 
 from __future__ import annotations
@@ -9,193 +10,184 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from numba import njit
+from numpy.typing import NDArray
 
 from event_sam3d_ros.synthetic.appearance import Light
 from event_sam3d_ros.synthetic.shapes import Shape
 
-# Rays of a block of pixels walk together until the surface is as near as the block is wide, then each on its own.
-_BLOCK = 4
-_BLOCK_CONE = 0.5 * _BLOCK * 2.0**0.5 + 1.0
-_BLOCK_STEPS = 14
-_PIXEL_STEPS = 16
-# Trilinear interpolation and blended distances overestimate a little, so steps are a little shorter.
-_RELAXATION = 0.95
-# A ray this deep inside (in pixels at its depth) has full coverage.
-_FULL_COVER = -0.4
+Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """rgb (N, H, W, 3) float32 linear light, zero where alpha is zero, not multiplied by alpha; alpha (N, H, W) float32
-    coverage in [0, 1]; depth (N, H, W) float32 metres along the optical axis, inf where alpha is zero."""
+    """N pictures, float32: rgb (N, H, W, 3) linear light; alpha (N, H, W) the object's coverage in [0, 1]; depth
+    (N, H, W) metres of the object along the optical axis, inf where alpha is zero."""
 
-    rgb: Tensor
-    alpha: Tensor
-    depth: Tensor
-
-
-@dataclass
-class _Rays:
-    """M rays: pose index (M,) and, in grid units of the object frame, origin (M, 3) and direction (M, 3), whose
-    component along the optical axis is 1, so that the ray parameter is the depth divided by the scale."""
-
-    pose: Tensor
-    origin: Tensor
-    direction: Tensor
-    near: Tensor
-    far: Tensor
-
-    def select(self, index: Tensor) -> _Rays:
-        return _Rays(*(getattr(self, name)[index] for name in ("pose", "origin", "direction", "near", "far")))
+    rgb: Float
+    alpha: Float
+    depth: Float
 
 
-class _Camera:
-    """The poses as seen from the object: ray origins (N, 3) and the linear map from pixel to direction (N, 3, 3)."""
-
-    def __init__(self, rotation: Tensor, translation: Tensor, scale: float, intrinsics: np.ndarray):
-        inverse = torch.as_tensor(np.linalg.inv(intrinsics), dtype=torch.float32, device=rotation.device)
-        self.origin = -(translation[:, None, :] @ rotation)[:, 0] / scale
-        self.from_pixel = rotation.transpose(1, 2) @ inverse
-        self.focal = float(intrinsics[0, 0] + intrinsics[1, 1]) / 2
-
-    def rays(self, pose: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        basis = self.from_pixel[pose]
-        direction = basis[:, :, 0] * u[:, None] + basis[:, :, 1] * v[:, None] + basis[:, :, 2]
-        return self.origin[pose], direction
-
-
-def _sample(volume: Tensor, points: Tensor) -> Tensor:
-    """Trilinear samples of (C, R, R, R) at points (M, 3) in grid units -> (C, M)."""
-    grid = points.flip(1)[None, None, None]
-    return F.grid_sample(volume[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0, 0]
-
-
-def _pixel_boxes(rotation: Tensor, translation: Tensor, half: Tensor, scale: float, intrinsics: np.ndarray) -> Tensor:
-    """Bounding rectangles (N, 4) u0 v0 u1 v1 of the projected boxes; all corners must be in front of the camera."""
-    signs = torch.tensor([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], device=half.device)
-    corners = (signs * half * scale) @ rotation.transpose(1, 2) + translation[:, None]
-    projected = corners @ torch.as_tensor(intrinsics, dtype=torch.float32, device=half.device).T
-    pixel = projected[..., :2] / projected[..., 2:].clamp_min(1e-3)
-    return torch.cat([pixel.amin(dim=1), pixel.amax(dim=1)], dim=1)
+@njit(cache=True, nogil=True, fastmath=True, inline="always")
+def _distance(sdf, x, y, z):  # type: ignore[no-untyped-def]
+    """Trilinear sample of the grid (R, R, R) over [-1, 1]^3; beyond it the border's value."""
+    last = sdf.shape[0] - 1
+    half = np.float32(0.5 * sdf.shape[0])
+    one, zero, end = np.float32(1.0), np.float32(0.0), np.float32(last - 1e-3)
+    x = min(max((x + one) * half - np.float32(0.5), zero), end)
+    y = min(max((y + one) * half - np.float32(0.5), zero), end)
+    z = min(max((z + one) * half - np.float32(0.5), zero), end)
+    i, j, k = int(x), int(y), int(z)
+    a, b, c = x - np.float32(i), y - np.float32(j), z - np.float32(k)
+    low = (sdf[i, j, k] * (one - c) + sdf[i, j, k + 1] * c) * (one - b) + (
+        sdf[i, j + 1, k] * (one - c) + sdf[i, j + 1, k + 1] * c
+    ) * b
+    high = (sdf[i + 1, j, k] * (one - c) + sdf[i + 1, j, k + 1] * c) * (one - b) + (
+        sdf[i + 1, j + 1, k] * (one - c) + sdf[i + 1, j + 1, k + 1] * c
+    ) * b
+    return low * (one - a) + high * a
 
 
-def _block_rays(camera: _Camera, boxes: Tensor, half: Tensor, width: int, height: int) -> tuple[_Rays, Tensor, Tensor]:
-    """Rays through the centres of those blocks of pixels that see the object's (enlarged) box; and block columns, rows."""
-    columns = torch.arange(0, width, _BLOCK, device=boxes.device) + 0.5 * (_BLOCK - 1)
-    rows = torch.arange(0, height, _BLOCK, device=boxes.device) + 0.5 * (_BLOCK - 1)
-    reach = 0.5 * _BLOCK + 1.0
-    in_column = (columns > boxes[:, :1] - reach) & (columns < boxes[:, 2:3] + reach)
-    in_row = (rows > boxes[:, 1:2] - reach) & (rows < boxes[:, 3:] + reach)
-    pose, row, column = torch.nonzero(in_row[:, :, None] & in_column[:, None, :], as_tuple=True)
-    origin, direction = camera.rays(pose, columns[column], rows[row])
-    centre_depth = -(origin * direction).sum(dim=1) / direction.square().sum(dim=1)
-    enlarged = half + (_BLOCK_CONE * centre_depth / camera.focal)[:, None]
-    safe = torch.where(direction.abs() < 1e-9, torch.full_like(direction, 1e-9), direction)
-    first, second = (-enlarged - origin) / safe, (enlarged - origin) / safe
-    near = torch.minimum(first, second).amax(dim=1).clamp_min(0.0)
-    far = torch.maximum(first, second).amin(dim=1)
-    seen = torch.nonzero(near < far)[:, 0]
-    rays = _Rays(pose, origin, direction, near, far).select(seen)
-    return rays, column[seen], row[seen]
+@njit(cache=True, nogil=True, fastmath=True)
+def _trace(sdf, half, origins, from_pixel, boxes, focal, width, height):  # type: ignore[no-untyped-def]
+    """Coverage and ray parameter (N, H, W) of the first hit, or of where a ray comes nearest to the surface.
 
-
-def _march(volume: Tensor, rays: _Rays, focal: float, cone: float, stop: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Walks along the rays; returns the smallest distance to the surface in pixels (M,) and the parameter there (M,).
-
-    Each step is as long as the solid, enlarged by `cone` pixels, is far away; a ray ends where the distance is below
-    `stop` pixels, or beyond its far end.
+    The solid is made half a pixel thinner (at the ray's depth), so that a ray that hits it covers its pixel fully, and
+    one that misses by up to a pixel covers a part: unbiased to the true silhouette. Steps are 5 % shorter than the
+    distance, because trilinear interpolation and blended distances overestimate a little.
     """
-    best = torch.full_like(rays.near, torch.inf)
-    best_t = rays.near.clone()
-    active = torch.arange(len(best), device=best.device)
-    origin, direction, t, far = rays.origin, rays.direction, rays.near, rays.far
-    stride = _RELAXATION / direction.square().sum(dim=1).sqrt()
-    for step in range(steps):
-        distance = _sample(volume, origin + direction * t[:, None])[0]
-        pixel = t / focal
-        pixels = distance / pixel
-        closer = pixels < best[active]
-        index = active[closer]
-        best[index] = pixels[closer]
-        best_t[index] = t[closer]
-        if step == steps - 1:
-            break
-        t = t + (distance + cone * pixel).clamp_min(0.1 * pixel) * stride
-        keep = torch.nonzero((pixels > stop) & (t < far))[:, 0]
-        if not len(keep):
-            break
-        active, origin, direction, t, far, stride = (a[keep] for a in (active, origin, direction, t, far, stride))
-    return best, best_t
+    count = origins.shape[0]
+    cover = np.zeros((count, height, width), np.float32)
+    parameter = np.zeros((count, height, width), np.float32)
+    for n in range(count):
+        ox, oy, oz = origins[n]
+        m = from_pixel[n]
+        for v in range(max(boxes[n, 1], 0), min(boxes[n, 3], height - 1) + 1):
+            for u in range(max(boxes[n, 0], 0), min(boxes[n, 2], width - 1) + 1):
+                dx = m[0, 0] * u + m[0, 1] * v + m[0, 2]
+                dy = m[1, 0] * u + m[1, 1] * v + m[1, 2]
+                dz = m[2, 0] * u + m[2, 1] * v + m[2, 2]
+                near, far = np.float32(0.0), np.float32(1e9)
+                for origin, direction, reach in ((ox, dx, half[0]), (oy, dy, half[1]), (oz, dz, half[2])):
+                    slope = np.float32(1.0) / (direction if abs(direction) > 1e-9 else np.float32(1e-9))
+                    first, second = (-reach - origin) * slope, (reach - origin) * slope
+                    near = max(near, min(first, second))
+                    far = min(far, max(first, second))
+                stride = np.float32(0.95) / np.sqrt(dx * dx + dy * dy + dz * dz)
+                t, best, best_t = near, np.float32(1e9), near
+                for _ in range(96):
+                    if t >= far:
+                        break
+                    distance = _distance(sdf, ox + dx * t, oy + dy * t, oz + dz * t)
+                    pixel = t / focal
+                    if distance < best * pixel:
+                        best, best_t = distance / pixel, t
+                        if best < -0.4:
+                            best = np.float32(-0.5)
+                            break
+                    t += max(distance + np.float32(0.5) * pixel, np.float32(0.1) * pixel) * stride
+                cover[n, v, u] = min(max(np.float32(0.5) - best, np.float32(0.0)), np.float32(1.0))
+                parameter[n, v, u] = best_t
+    return cover, parameter
 
 
-def _shade(shape: Shape, light: Light, rotation: Tensor, rays: _Rays, points: Tensor, normals: Tensor) -> Tensor:
-    """Lambert, ambient and a weak Blinn-Phong highlight, (M, 3) linear light."""
-    towards = torch.as_tensor(light.direction, dtype=torch.float32, device=points.device)
-    to_light = (rotation.transpose(1, 2) @ towards)[rays.pose]
-    to_eye = -F.normalize(rays.direction, dim=1)
-    lambert = (normals * to_light).sum(dim=1).clamp_min(0)
-    halfway = F.normalize(to_light + to_eye, dim=1)
-    highlight = (normals * halfway).sum(dim=1).clamp_min(0).pow(shape.material.shininess) * shape.material.specular
-    facing = 0.75 + 0.25 * (normals * to_eye).sum(dim=1).clamp_min(0)
-    brightness = light.ambient * facing + light.diffuse * lambert
-    return shape.material.albedo(points) * brightness[:, None] + (light.diffuse * highlight)[:, None]
+@njit(cache=True, nogil=True, fastmath=True)
+def _surface(sdf, origins, from_pixel, parameter, hits):  # type: ignore[no-untyped-def]
+    """Point, unit normal and ray direction (M, 3) and ray parameter on the surface (M,) at flat pixel indices (M,)."""
+    _, height, width = parameter.shape
+    points = np.empty((hits.size, 3), np.float32)
+    normals = np.empty((hits.size, 3), np.float32)
+    directions = np.empty((hits.size, 3), np.float32)
+    depths = np.empty(hits.size, np.float32)
+    step = np.float32(1.5 / sdf.shape[0])
+    for i in range(hits.size):
+        n, rest = divmod(hits[i], height * width)
+        v, u = divmod(rest, width)
+        t = parameter[n, v, u]
+        ox, oy, oz = origins[n]
+        m = from_pixel[n]
+        dx = m[0, 0] * u + m[0, 1] * v + m[0, 2]
+        dy = m[1, 0] * u + m[1, 1] * v + m[1, 2]
+        dz = m[2, 0] * u + m[2, 1] * v + m[2, 2]
+        x, y, z = ox + dx * t, oy + dy * t, oz + dz * t
+        nx = _distance(sdf, x + step, y, z) - _distance(sdf, x - step, y, z)
+        ny = _distance(sdf, x, y + step, z) - _distance(sdf, x, y - step, z)
+        nz = _distance(sdf, x, y, z + step) - _distance(sdf, x, y, z - step)
+        inverse = np.float32(1.0) / (np.sqrt(nx * nx + ny * ny + nz * nz) + np.float32(1e-9))
+        nx, ny, nz = nx * inverse, ny * inverse, nz * inverse
+        # Rays end half a pixel inside; one Newton step takes the point onto the surface.
+        distance = min(max(_distance(sdf, x, y, z), np.float32(-0.1)), np.float32(0.1))
+        t -= distance / min(nx * dx + ny * dy + nz * dz, np.float32(-0.2))
+        points[i, 0], points[i, 1], points[i, 2] = ox + dx * t, oy + dy * t, oz + dz * t
+        normals[i, 0], normals[i, 1], normals[i, 2] = nx, ny, nz
+        directions[i, 0], directions[i, 1], directions[i, 2] = dx, dy, dz
+        depths[i] = t
+    return points, normals, directions, depths
 
 
-@torch.no_grad()
+def _boxes(rotation: np.ndarray, translation: np.ndarray, half: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Bounding rectangles (N, 4) int64 u0 v0 u1 v1 (inclusive) of the projected boxes of half sides `half` metres."""
+    signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    corners = (signs * half) @ rotation.transpose(0, 2, 1) + translation[:, None]
+    if corners[..., 2].min() <= 0:
+        raise ValueError("the object reaches behind the camera: move it away")
+    projected = corners @ intrinsics.T
+    pixel = projected[..., :2] / projected[..., 2:]
+    return np.concatenate([np.floor(pixel.min(axis=1)) - 1, np.ceil(pixel.max(axis=1)) + 1], axis=1).astype(np.int64)
+
+
+def _unit(vectors: Float) -> Float:
+    return vectors / np.sqrt(np.einsum("mi,mi->m", vectors, vectors))[:, None]
+
+
+def _shade(shape: Shape, light: Light, to_light: Float, points: Float, normals: Float, directions: Float) -> Float:
+    """Lambert, ambient and a weak Blinn-Phong highlight, (M, 3) linear light; `to_light` (M, 3) in the object frame."""
+    to_eye = -_unit(directions)
+    lambert = np.maximum(np.einsum("mi,mi->m", normals, to_light), 0)
+    facing = np.maximum(np.einsum("mi,mi->m", normals, to_eye), 0)
+    highlight = np.maximum(np.einsum("mi,mi->m", normals, _unit(to_light + to_eye)), 0) ** np.float32(
+        shape.material.shininess
+    )
+    brightness = light.ambient * (0.75 + 0.25 * facing) + light.diffuse * lambert
+    gloss = light.diffuse * shape.material.specular * highlight
+    return shape.material.albedo(points) * brightness[:, None] + gloss[:, None]
+
+
 def render(
     shape: Shape,
-    rotation: Tensor,
-    translation: Tensor,
+    rotation: NDArray[np.float64],
+    translation: NDArray[np.float64],
     scale: float,
-    intrinsics: np.ndarray,
+    intrinsics: NDArray[np.float64],
     width: int,
     height: int,
     light: Light,
+    background: Float,
 ) -> Rendered:
-    """Pictures of the shape in N poses, on the device of `rotation`.
+    """Pictures of the shape in N poses before a background (N or 1, H, W, 3) in linear light.
 
-    rotation (N, 3, 3) and translation (N, 3) float32, object -> camera optical frame, metres; scale in metres per grid
-    unit; intrinsics (3, 3) without skew. The whole object must be in front of the camera.
+    rotation (N, 3, 3) and translation (N, 3): object -> camera optical frame, metres; scale in metres per grid unit;
+    intrinsics (3, 3). ValueError where the object is not wholly in front of the camera.
     """
-    device, count = rotation.device, len(rotation)
-    field = shape.field.to(device)
-    half = torch.as_tensor(shape.extent / 2, dtype=torch.float32, device=device)
-    camera = _Camera(rotation, translation, scale, intrinsics)
-    boxes = _pixel_boxes(rotation, translation, half, scale, intrinsics)
+    half = shape.extent / 2
+    focal = float(intrinsics[0, 0] + intrinsics[1, 1]) / 2
+    boxes = _boxes(rotation, translation, half * scale, intrinsics)
+    origins = (-np.einsum("nij,ni->nj", rotation, translation) / scale).astype(np.float32)
+    from_pixel = (rotation.transpose(0, 2, 1) @ np.linalg.inv(intrinsics)).astype(np.float32)
+    # Rays are followed where they pass the box by less than two pixels.
+    margin = 2.0 * float(translation[:, 2].max()) / scale / focal
+    reach = (half + margin).astype(np.float32)
+    cover, parameter = _trace(shape.sdf, reach, origins, from_pixel, boxes, np.float32(focal), width, height)
 
-    blocks, column, row = _block_rays(camera, boxes, half, width, height)
-    near, start = _march(field[:1], blocks, camera.focal, -_BLOCK_CONE, _BLOCK_CONE, _BLOCK_STEPS)
-    seen = torch.nonzero(near < 2 * _BLOCK_CONE)[:, 0]
-    blocks = blocks.select(seen)
-    blocks.near = (start[seen] - 1e-3).clamp_min(0)
-
-    offsets = torch.arange(_BLOCK, device=device)
-    shape_of_block = (len(seen), _BLOCK, _BLOCK)
-    u = (column[seen, None, None] * _BLOCK + offsets).expand(shape_of_block).reshape(-1)
-    v = (row[seen, None, None] * _BLOCK + offsets[:, None]).expand(shape_of_block).reshape(-1)
-    in_view = torch.nonzero((u < width) & (v < height))[:, 0]
-    rays = blocks.select(in_view // (_BLOCK * _BLOCK))
-    u, v = u[in_view], v[in_view]
-    rays.origin, rays.direction = camera.rays(rays.pose, u.float(), v.float())
-    pixels, t = _march(field[:1], rays, camera.focal, 0.5, _FULL_COVER, _PIXEL_STEPS)
-    cover = torch.where(pixels < _FULL_COVER + 0.1, torch.ones_like(pixels), (0.5 - pixels).clamp(0, 1))
-
-    hit = torch.nonzero(cover > 0)[:, 0]
-    rays, t = rays.select(hit), t[hit]
-    flat = (rays.pose * height + v[hit]) * width + u[hit]
-    points = rays.origin + rays.direction * t[:, None]
-    sample = _sample(field, points)
-    normals = F.normalize(sample[1:].T, dim=1)
-    colour = _shade(shape, light, rotation, rays, points, normals)
-    # Rays stop half a pixel off the surface; one Newton step takes the depth onto it.
-    towards = (normals * rays.direction).sum(dim=1).clamp_max(-0.2)
-    depth = (t - sample[0].clamp(-0.1, 0.1) / towards) * scale
-
-    rgb = torch.zeros(count * height * width, 3, device=device).index_copy_(0, flat, colour)
-    alpha = torch.zeros(count * height * width, device=device).index_copy_(0, flat, cover[hit])
-    distance = torch.full((count * height * width,), torch.inf, device=device).index_copy_(0, flat, depth)
-    size = (count, height, width)
-    return Rendered(rgb.reshape(*size, 3), alpha.reshape(size), distance.reshape(size))
+    hits = np.flatnonzero(cover)
+    points, normals, directions, depths = _surface(shape.sdf, origins, from_pixel, parameter, hits)
+    to_light = (light.direction @ rotation).astype(np.float32)[hits // (height * width)]
+    rgb = np.empty((*cover.shape, 3), np.float32)
+    rgb[:] = background
+    pixels = rgb.reshape(-1, 3)
+    colour = _shade(shape, light, to_light, points, normals, directions)
+    pixels[hits] += cover.reshape(-1)[hits][:, None] * (colour - pixels[hits])
+    depth = np.full(cover.size, np.inf, np.float32)
+    depth[hits] = depths * scale
+    return Rendered(rgb, cover, depth.reshape(cover.shape))

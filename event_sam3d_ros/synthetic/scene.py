@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from event_sam3d_ros.synthetic.appearance import Light, random_background, random_light
 from event_sam3d_ros.synthetic.event_simulator import EventCameraParameters
-from event_sam3d_ros.synthetic.renderer import render
+from event_sam3d_ros.synthetic.renderer import Rendered, render
 from event_sam3d_ros.synthetic.shapes import LONGEST_SIDE, Shape
 
 SENSOR_WIDTH, SENSOR_HEIGHT = 346, 260
@@ -30,18 +31,8 @@ class Poses:
 
 
 @dataclass(frozen=True)
-class Images:
-    """N sharp images in linear light: rgb (N, H, W, 3), alpha (N, H, W) coverage, depth (N, H, W) metres of the object,
-    inf elsewhere; float32."""
-
-    rgb: Tensor
-    alpha: Tensor
-    depth: Tensor
-
-
-@dataclass(frozen=True)
 class Scene:
-    """The object, its camera and its surroundings; `scale` in metres per grid unit, K (3, 3) of this sensor's window."""
+    """The object, its camera and its surroundings; `scale` in metres per grid unit, K (3, 3) of this window."""
 
     shape: Shape
     scale: float
@@ -54,35 +45,35 @@ class Scene:
     image_noise: float
     event_camera: EventCameraParameters
 
-    def images(self, poses: Poses, device: torch.device | str = "cpu") -> Images:
+    def images(self, poses: Poses) -> Rendered:
         """Sharp images of these poses."""
-        rotation = torch.as_tensor(poses.rotation, dtype=torch.float32, device=device)
-        position = torch.as_tensor(poses.position, dtype=torch.float32, device=device)
-        seen = render(self.shape, rotation, position, self.scale, self.K, self.width, self.height, self.light)
-        behind = self._background(poses.background_shift, device)
-        return Images(torch.lerp(behind, seen.rgb, seen.alpha[..., None]), seen.alpha, seen.depth)
+        return render(
+            self.shape,
+            poses.rotation,
+            poses.position,
+            self.scale,
+            self.K,
+            self.width,
+            self.height,
+            self.light,
+            self._background(poses.background_shift),
+        )
 
-    def _background(self, shift: np.ndarray, device: torch.device | str) -> Tensor:
+    def _background(self, shift: np.ndarray) -> NDArray[np.float32]:
         """(N or 1, H, W, 3): the background's middle, moved by (N, 2) pixels; mirrored beyond its border."""
-        picture = self.background.to(device)
-        high, wide = picture.shape[1:]
-        shifts = torch.as_tensor(shift, dtype=torch.float32, device=device)
-        if bool((shifts == shifts[:1]).all()):
-            shifts = shifts[:1]
-        x = torch.arange(self.width, device=device) + 0.5 + (wide - self.width) / 2 - shifts[:, :1]
-        y = torch.arange(self.height, device=device) + 0.5 + (high - self.height) / 2 - shifts[:, 1:]
-        count = len(shifts)
+        high, wide = self.background.shape[1:]
+        if (shift == shift[:1]).all():
+            shift = shift[:1]
+        shifts = torch.as_tensor(shift, dtype=torch.float32)
+        x = torch.arange(self.width) + 0.5 + (wide - self.width) / 2 - shifts[:, :1]
+        y = torch.arange(self.height) + 0.5 + (high - self.height) / 2 - shifts[:, 1:]
+        size = (len(shifts), self.height, self.width)
         grid = torch.stack(
-            [
-                (2 * x / wide - 1)[:, None, :].expand(count, self.height, self.width),
-                (2 * y / high - 1)[:, :, None].expand(count, self.height, self.width),
-            ],
-            dim=-1,
+            [(2 * x / wide - 1)[:, None, :].expand(size), (2 * y / high - 1)[:, :, None].expand(size)], -1
         )
-        moved = F.grid_sample(
-            picture[None].expand(count, -1, -1, -1), grid, padding_mode="reflection", align_corners=False
-        )
-        return moved.permute(0, 2, 3, 1)
+        picture = self.background[None].expand(len(shifts), -1, -1, -1)
+        moved = F.grid_sample(picture, grid, padding_mode="reflection", align_corners=False)
+        return moved.permute(0, 2, 3, 1).numpy()
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """Pixels (..., 2) of camera points (..., 3) in metres."""
@@ -123,7 +114,7 @@ def crop_side(mask: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the object is at the stamp: scene, rotation (3, 3), position (3,) metres, pixel (2,), crop side in pixels."""
+    """Where the object is at the stamp: rotation (3, 3), position (3,) metres, pixel (2,), crop side in pixels."""
 
     scene: Scene
     rotation: np.ndarray

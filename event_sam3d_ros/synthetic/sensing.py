@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -35,7 +36,7 @@ def _shift(mask: Tensor, dy: int, dx: int) -> Tensor:
     return padded[2 - dy : 2 - dy + height, 2 - dx : 2 - dx + width] > 0.5
 
 
-def degrade_mask(blurred_alpha: Tensor, rng: np.random.Generator) -> Tensor:
+def degrade_mask(blurred_alpha: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.bool_]:
     """The mask (H, W) bool that a segmenter might give on a blurred frame.
 
     blurred_alpha: (H, W) mean coverage over the exposure. It is cut at a random threshold in .08-.92, dilated or eroded
@@ -44,26 +45,28 @@ def degrade_mask(blurred_alpha: Tensor, rng: np.random.Generator) -> Tensor:
     """
     threshold = float(rng.uniform(0.08, 0.92))
     growth, dy, dx = (int(n) for n in rng.integers(-2, 3, 3))
-    mask = _shift(_grow(blurred_alpha > threshold, growth), dy, dx)
-    threshold = min(threshold, float(blurred_alpha.max()))
+    alpha = torch.from_numpy(blurred_alpha)
+    mask = _shift(_grow(alpha > threshold, growth), dy, dx)
+    threshold = min(threshold, float(alpha.max()))
     while not mask.any():
         threshold *= 0.7
-        mask = _shift(_grow(blurred_alpha > threshold, max(growth, 0)), dy, dx)
-    return mask
+        mask = _shift(_grow(alpha > threshold, max(growth, 0)), dy, dx)
+    return mask.numpy()
 
 
-def noisy_depth(true_depth: Tensor, rng: np.random.Generator) -> Tensor:
+def noisy_depth(true_depth: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """What a depth camera reports of (H, W) metres (inf = no return): float32 metres with noise, 0 = hole.
 
     Noise of 0.5-1 % of the distance; holes in random blobs and along depth edges, as of stereo and structured light.
     """
     height, width = true_depth.shape
+    truth = torch.from_numpy(true_depth)
     noise = torch.from_numpy(rng.standard_normal((height, width), dtype=np.float32))
-    depth = true_depth * (1.0 + float(rng.uniform(0.005, 0.01)) * noise)
+    depth = truth * (1.0 + float(rng.uniform(0.005, 0.01)) * noise)
     blobs = torch.from_numpy(rng.random((1, 1, max(2, height // 8), max(2, width // 8)), dtype=np.float32))
     blobs = F.interpolate(blobs, (height, width), mode="bilinear", align_corners=False)[0, 0]
     hole = blobs > float(rng.uniform(0.86, 0.97))
-    near = torch.nan_to_num(true_depth, posinf=100.0)[None, None]
+    near = torch.nan_to_num(truth, posinf=100.0)[None, None]
     edge = (F.max_pool2d(near, 3, 1, 1) + F.max_pool2d(-near, 3, 1, 1) > 0.06 * near)[0, 0]
     hole |= edge & torch.from_numpy(rng.random((height, width), dtype=np.float32) < float(rng.uniform(0.2, 0.8)))
-    return torch.where(hole | ~torch.isfinite(true_depth), torch.zeros_like(depth), depth)
+    return torch.where(hole | ~torch.isfinite(truth), torch.zeros_like(depth), depth).numpy()

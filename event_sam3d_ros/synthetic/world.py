@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
@@ -29,7 +28,7 @@ from event_sam3d_ros.synthetic.scene import (
 from event_sam3d_ros.synthetic.sensing import degrade_mask, exposure_weights, noisy_depth
 from event_sam3d_ros.synthetic.shapes import Shape, random_shape
 
-HELD_OUT_OBJECT_SEEDS = range(0, 200)
+HELD_OUT_OBJECT_SEEDS = range(200)
 """Objects that no training may see; training takes seeds from FIRST_TRAINING_OBJECT_SEED on."""
 FIRST_TRAINING_OBJECT_SEED = 1_000_000
 
@@ -135,23 +134,21 @@ def _sub_frame_count(scene: Scene, poses: Poses, longest_step: float, least: int
     return 2 * int(np.ceil(max(_path_lengths(scene.surface_pixels(poses)).max() / longest_step, least - 1) / 2)) + 1
 
 
-def _photo(linear: torch.Tensor, noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _photo(linear: NDArray[np.float32], noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The camera's 8-bit image (H, W, 3) of linear light."""
-    image = encode_gamma(linear).cpu().numpy()
+    image = encode_gamma(linear)
     if noise > 0:
         grain = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(255 * noise)
         image = np.clip(np.rint(image + grain), 0, 255).astype(np.uint8)
     return image
 
 
-@torch.no_grad()
 def make_case(
     object_seed: int,
     motion_seed: int,
     tier: str | float,
     width: int = SENSOR_WIDTH,
     height: int = SENSOR_HEIGHT,
-    device: torch.device | str = "cpu",
     pixels_per_sub_frame: float = 1.0,
 ) -> Case:
     """The case of these seeds.
@@ -170,18 +167,16 @@ def make_case(
     probe = motion.poses(start, np.linspace(-half, half, 7))
     count = _sub_frame_count(scene, probe, pixels_per_sub_frame, least=5 if share == 0 else 11)
     times = np.linspace(-half, half, count)
-    images = scene.images(motion.poses(start, times), device)
+    images = scene.images(motion.poses(start, times))
     middle = count // 2
 
-    weights = torch.from_numpy(exposure_weights(times, -EXPOSURE_US / 2, EXPOSURE_US / 2)).to(device)
-    blurred = torch.einsum("n,nhwc->hwc", weights, images.rgb)
-    blurred_alpha = torch.einsum("n,nhw->hw", weights, images.alpha)
+    weights = exposure_weights(times, -EXPOSURE_US / 2, EXPOSURE_US / 2)
+    blurred = np.tensordot(weights, images.rgb, axes=1)
+    blurred_alpha = np.tensordot(weights, images.alpha, axes=1)
     stamps = STAMP_US + np.rint(times).astype(np.int64)
-    simulator = EventSimulator(height, width, scene.event_camera, rng)
-    events = simulator.run(log_intensity(images.rgb.cpu().numpy()), stamps)
-    mask = (images.alpha[middle] > 0.5).cpu().numpy()
-    true_depth = images.depth[middle].cpu()
-    true_depth = torch.where(torch.from_numpy(mask), true_depth, torch.from_numpy(scene.background_depth))
+    events = EventSimulator(height, width, scene.event_camera, rng).run(log_intensity(images.rgb), stamps)
+    mask = images.alpha[middle] > 0.5
+    true_depth = np.where(mask, images.depth[middle], scene.background_depth)
     path = scene.project(motion.poses(start, np.linspace(-EXPOSURE_US / 2, EXPOSURE_US / 2, 31)).position)
     return Case(
         sharp=_photo(images.rgb[middle], scene.image_noise, rng),
@@ -189,8 +184,8 @@ def make_case(
         events=events,
         event_image=tencode(events, STAMP_US - WINDOW_US // 2, STAMP_US + WINDOW_US // 2, width, height),
         mask=mask.astype(np.uint8),
-        degraded_mask=degrade_mask(blurred_alpha.cpu(), rng).numpy().astype(np.uint8),
-        depth=noisy_depth(true_depth, rng).numpy(),
+        degraded_mask=degrade_mask(blurred_alpha, rng).astype(np.uint8),
+        depth=noisy_depth(true_depth, rng),
         K=scene.K,
         rotation=start.rotation,
         position=start.position,
