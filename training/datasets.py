@@ -7,7 +7,6 @@ blurry frame would give, with the sharp and the blurry frame, the event image an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,11 @@ from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.preprocess import Crop, crop_resize, object_crops
 from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.layout import grid_centers
-from event_sam3d_ros.synthetic.world import Case, make_case
+from event_sam3d_ros.synthetic.world import FIRST_TRAINING_OBJECT_SEED, Case, make_case
 
-FIRST_TRAINING_SEED = 1_000_000
 MOTIONS = ("easy", "medium", "hard", "hard", "still")
+CASES_PER_OBJECT = 2
+PIXELS_PER_SUB_FRAME = 2.0  # coarser than evaluation's: blur and events at a 64 pixel crop hardly tell the difference
 CHUNK = 64
 
 
@@ -36,7 +36,7 @@ class DataConfig:
 
     cases: int = 20000
     sensor: int = 112
-    first_seed: int = FIRST_TRAINING_SEED
+    first_seed: int = FIRST_TRAINING_OBJECT_SEED
 
 
 def fields(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -127,12 +127,15 @@ def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) ->
 def _render_chunk(job: tuple[int, int, DataConfig, ModelConfig]) -> tuple[int, list[dict[str, npt.NDArray]]]:
     start, count, data, config = job
     torch.set_num_threads(1)
-    return start, [_render_one(data.first_seed + start + i, data.sensor, config) for i in range(count)]
+    return start, [_render_one(start + i, data, config) for i in range(count)]
 
 
-def _render_one(seed: int, sensor: int, config: ModelConfig) -> dict[str, npt.NDArray]:
+def _render_one(index: int, data: DataConfig, config: ModelConfig) -> dict[str, npt.NDArray]:
+    seed, tier = data.first_seed + index // CASES_PER_OBJECT, MOTIONS[index % len(MOTIONS)]
     for attempt in range(5):  # a rare case may leave the small sensor or shrink to nothing: another motion then
-        case = make_case(seed, seed + attempt, MOTIONS[seed % len(MOTIONS)], sensor, sensor)
+        case = make_case(
+            seed, index + attempt, tier, data.sensor, data.sensor, pixels_per_sub_frame=PIXELS_PER_SUB_FRAME
+        )
         if object_crops(case.mask, 1.0) and object_crops(case.degraded_mask, 1.0):
             break
     return sample(case, config)
@@ -188,8 +191,3 @@ def augment(batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Ten
     result["degraded_events"] = result["degraded_events"] * ~drop
     return result
 
-
-def iterate(batches: Batches, first: int, last: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Steps [first, last) with their batches."""
-    for step in range(first, last):
-        yield step, batches(step)

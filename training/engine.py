@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class StageConfig:
     warmup: int = 200
     clip: float = 1.0
     ema: float = 0.998
+    save_every: int = 500
     seed: int = 0
 
 
@@ -121,10 +123,11 @@ def train(
             decay = min(stage.ema, (step + 1) / (step + 10))
             torch._foreach_lerp_(averaged, [p.detach() for p in parameters], 1 - decay)
             for key, value in parts.items():
+                value = value.detach()
                 means[key] = 0.98 * means.get(key, float(value)) + 0.02 * float(value)
             if step % 20 == 0:
                 bar.set_postfix_str(" ".join(f"{k}={v:.3f}" for k, v in means.items()))
-            if (step + 1) % 500 == 0 or step + 1 == stage.steps:
+            if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
                 _save(network, optimizer, schedule, parameters, averaged, step + 1, state_file, out, name)
 
 
@@ -158,4 +161,4 @@ def _learning_rate(step: int, stage: StageConfig) -> float:
     if step < stage.warmup:
         return (step + 1) / stage.warmup
     progress = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1.0, progress)))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,138 @@
+"""The training stages, on a handful of real samples: targets that agree with the pictures, exact resuming, frozen parts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from event_sam3d_ros.errors import CheckpointError, ConfigurationError, InputError
+from event_sam3d_ros.sam3d.checkpoint import load_checkpoint
+from event_sam3d_ros.sam3d.config import ModelConfig
+from event_sam3d_ros.sam3d.geometry_direct import Geometry
+from event_sam3d_ros.sam3d.network import Network
+from training import distill, fuse, pretrain
+from training.datasets import Batches, DataConfig, augment, render
+from training.engine import StageConfig, load_config, load_stage_input, train
+from training.losses import depth_losses, focal_loss, geometry_loss, grid_iou, occupancy_loss
+
+CONFIG = ModelConfig()
+DATA = DataConfig(cases=6, sensor=96)
+STAGE = StageConfig(steps=4, batch_size=3, warmup=1, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    render(folder, DATA, CONFIG, workers=1)
+    return folder
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Network(CONFIG)
+
+
+def test_targets_agree_with_the_masks(folder):
+    batch = Batches(folder, CONFIG, 6, 0)(0)
+    for crop, mask in (("true", "true_mask"), ("degraded", "degraded_true_mask")):
+        silhouette = batch[f"{crop}_occupancy"].amax(1) > 0
+        seen = torch.nn.functional.avg_pool2d(batch[mask], 2)[:, 0] > 0.5
+        iou = (silhouette & seen).sum((1, 2)) / (silhouette | seen).sum((1, 2))
+        assert iou.min() > 0.85, crop
+
+
+def test_the_same_step_gives_the_same_batch(folder):
+    first, again, other = (Batches(folder, CONFIG, 3, 0)(step) for step in (7, 7, 8))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["degraded_sharp"], other["degraded_sharp"])
+
+
+def test_rendering_again_changes_nothing_and_other_settings_are_refused(folder):
+    before = (folder / "degraded_events.npy").read_bytes()
+    render(folder, DATA, CONFIG, workers=1)
+    assert (folder / "degraded_events.npy").read_bytes() == before
+    with pytest.raises(InputError, match="other settings"):
+        render(folder, dataclasses.replace(DATA, cases=7), CONFIG, workers=1)
+
+
+def test_mirroring_keeps_images_and_targets_together(folder):
+    batch = Batches(folder, CONFIG, 3, 0)(0)
+    mirrored = augment(batch, np.random.default_rng(2))
+    for i in range(3):
+        flipped = not torch.equal(mirrored["true_occupancy"][i], batch["true_occupancy"][i])
+        expected = batch["true_mask"][i].flip(-1) if flipped else batch["true_mask"][i]
+        assert torch.equal(mirrored["true_mask"][i], expected)
+        assert torch.equal(mirrored["true_up"][i, 0], batch["true_up"][i, 0] * (-1 if flipped else 1))
+
+
+def run(network, folder, out, loss=pretrain.loss, trained=None, stage=STAGE):
+    batches = Batches(folder, CONFIG, stage.batch_size, stage.seed)
+    train("test", network, trained or network.parameters(), lambda b, r: loss(network, b, r), batches, stage, out, "cpu")
+
+
+def test_a_killed_run_resumes_bit_identically(folder, network, tmp_path):
+    start = {k: v.clone() for k, v in network.state_dict().items()}
+    run(network, folder, tmp_path / "whole.safetensors")
+
+    def dies(network, batch, rng, calls=iter(range(9))):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return pretrain.loss(network, batch, rng)
+
+    network.load_state_dict(start)
+    with pytest.raises(KeyboardInterrupt):
+        run(network, folder, tmp_path / "killed.safetensors", dies)
+    run(Network(CONFIG), folder, tmp_path / "killed.safetensors")
+    whole, _ = load_checkpoint(tmp_path / "whole.safetensors")
+    resumed, _ = load_checkpoint(tmp_path / "killed.safetensors")
+    assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("loss", "part"),
+    [(distill.loss, "condition.event_encoder."), (fuse.fusion_loss, "condition.fusion."), (fuse.finishing_loss, "")],
+)
+def test_each_stage_changes_its_part_alone(folder, network, tmp_path, loss, part):
+    start = {k: v.clone() for k, v in network.state_dict().items()}
+    trained = [p for name, p in network.named_parameters() if name.startswith(part)]
+    run(network, folder, tmp_path / "out.safetensors", loss, trained)
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(v, start[k])}
+    assert changed and all(k.startswith(part) for k in changed)
+
+
+def test_stage_input_of_another_configuration_is_refused(folder, network, tmp_path):
+    run(network, folder, tmp_path / "out.safetensors")
+    other = dataclasses.replace(CONFIG, name="other")
+    with pytest.raises(CheckpointError, match="another configuration"):
+        load_stage_input(tmp_path / "out.safetensors", other)
+
+
+def test_an_unknown_training_setting_is_named(tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_text("pretrain: {stepz: 3}\n")
+    with pytest.raises(ConfigurationError, match="stepz"):
+        load_config(path)
+
+
+def test_perfect_logits_have_almost_no_loss():
+    target = torch.zeros(1, 8, 8, 8)
+    target[:, 2:5, 2:6, 2:6] = 1
+    logits = (target * 2 - 1) * 20
+    assert occupancy_loss(logits, target) < 1e-3
+    assert focal_loss(logits, target) < 1e-6
+    front, thickness = depth_losses(logits, target)
+    assert front < 1e-3 and thickness < 1e-3
+    assert grid_iou(logits, target) == 1
+    shifted = torch.roll(logits, 2, dims=1)
+    assert depth_losses(shifted, target)[0] == pytest.approx(2 / 8, abs=1e-3)
+
+
+def test_the_score_learns_without_shaping_the_geometry(network):
+    x = torch.rand(2, 3, 64, 64)
+    geometry: Geometry = network(x, None, x[:, :1])
+    _, parts = geometry_loss(geometry, torch.ones(2, 32, 32, 32), torch.tensor([[0.0, -1, 0]] * 2))
+    parts["score"].backward()
+    assert network.geometry.columns.weight.grad is None
+    assert network.geometry.score[0].weight.grad is not None
