@@ -308,12 +308,14 @@ def _evaluate(steps: list[Step], points: Tensor) -> Tensor:
     return distance
 
 
-def _sample(steps: list[Step], resolution: int, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sample(
+    steps: list[Step], resolution: int, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Distance grid (R, R, R) and extent (3,) of the solid, centred and scaled; low, high: its rough box before.
 
     Away from the surface the distance is interpolated from a grid of half the resolution, which saves most of the time.
     The workshop's grid misses thin ends, so the box is measured again and the sampling repeated until it fits; a step
-    that leaves more than one piece on the fine grid is taken back.
+    that leaves more than one piece on the fine grid is taken back. None for the rare solid whose box does not settle.
     """
     coarse, points, cell = cell_centres(resolution // 2), cell_centres(resolution), 2.0 / resolution
     for attempt in range(10):
@@ -331,18 +333,21 @@ def _sample(steps: list[Step], resolution: int, low: np.ndarray, high: np.ndarra
             continue
         sdf = distance.reshape(resolution, resolution, resolution).numpy()
         if ndimage.label(sdf < 0)[1] == 1:
-            break
+            return sdf, upper - lower
         steps = steps[:-1]
-    return sdf, upper - lower
+    return None
 
 
 @lru_cache(maxsize=16)
 def random_shape(seed: int, resolution: int = 64) -> Shape:
     """The solid of this seed: upright, connected, centred and of longest side 1.8 to within a cell of the grid."""
     rng = np.random.default_rng((seed, 0x5A))
+    workshop = cell_centres(_WORKSHOP_RESOLUTION, _WORKSHOP_HALF)
+    sampled = None
     with torch.no_grad():
-        steps, coarse = _random_steps(rng)
-        workshop = cell_centres(_WORKSHOP_RESOLUTION, _WORKSHOP_HALF)
-        low, high = _bounds(workshop, coarse, 2 * _WORKSHOP_HALF / _WORKSHOP_RESOLUTION)
-        sdf, extent = _sample(steps, resolution, low, high)
+        while sampled is None:
+            steps, coarse = _random_steps(rng)
+            low, high = _bounds(workshop, coarse, 2 * _WORKSHOP_HALF / _WORKSHOP_RESOLUTION)
+            sampled = _sample(steps, resolution, low, high)
+    sdf, extent = sampled
     return Shape(sdf=sdf, extent=extent, material=random_material(rng), seed=seed)
