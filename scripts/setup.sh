@@ -94,9 +94,10 @@ install_packages() {
   say "installing Python packages: several minutes, 1 to 6 GB (with CUDA); details in .venv/pip.log"
   touch .venv/incomplete
   rm -rf build install # made with other headers
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --log .venv/pip.log \
-    -c "$constraints" -r requirements.txt -r requirements-ros.txt -r requirements-dev.txt \
-    || die "pip failed, see above and .venv/pip.log"
+  .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
+    -c "$constraints" -r requirements.txt -r requirements-ros.txt -r requirements-dev.txt 2>&1 \
+    | tee .venv/pip.log | sed -nu -E 's/^ *(Downloading .*[0-9]{2}\.[0-9] MB.*)/   \1/p; s/^(Installing) .*/   \1/p' \
+    || { tail -n 20 .venv/pip.log >&2; die "pip could not install the packages"; }
   .venv/bin/python scripts/fix_ros_wheels.py
   rm .venv/incomplete
 }
