@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import InputError
 
-_FIELDS = {"t": np.dtype(np.int64), "x": np.dtype(np.uint16), "y": np.dtype(np.uint16), "p": np.dtype(np.uint8)}
+# Names and types of the arrays, in the order of the constructor.
+FIELDS = {"t": np.dtype(np.int64), "x": np.dtype(np.uint16), "y": np.dtype(np.uint16), "p": np.dtype(np.uint8)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Events:
 
     def __post_init__(self) -> None:
         length = len(self.t)
-        for name, dtype in _FIELDS.items():
+        for name, dtype in FIELDS.items():
             array = np.ascontiguousarray(getattr(self, name)).view()
             if array.dtype != dtype or array.shape != (length,):
                 raise InputError(
@@ -47,7 +48,7 @@ class Events:
     @classmethod
     def empty(cls) -> Events:
         """No events."""
-        return cls(*(np.empty(0, dtype) for dtype in _FIELDS.values()))
+        return cls(*(np.empty(0, dtype) for dtype in FIELDS.values()))
 
     def __len__(self) -> int:
         return len(self.t)
@@ -68,4 +69,4 @@ def concatenate(parts: Sequence[Events]) -> Events:
         return Events.empty()
     if len(parts) == 1:
         return parts[0]
-    return Events(*(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS))
+    return Events(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))

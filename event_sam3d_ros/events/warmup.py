@@ -1,0 +1,32 @@
+"""Compiles all kernels of events/, so that the first packet does not wait: ``python -m event_sam3d_ros.events.warmup``.
+
+Numba keeps the machine code beside the modules or, where that folder is read-only, in the user's cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from event_sam3d_ros.events.codecs import (
+    ENCODINGS,
+    decode_dvs_event_array_cdr,
+    encode_dvs_event_array_cdr,
+    make_decoder,
+    make_encoder,
+)
+from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.representations import tencode
+
+
+def warm_up() -> None:
+    """Run every kernel once; a second call takes about a millisecond."""
+    one = Events(np.zeros(1, np.int64), np.zeros(1, np.uint16), np.zeros(1, np.uint16), np.zeros(1, np.uint8))
+    for encoding in ENCODINGS:
+        payload, time_base_ns = make_encoder(encoding, 1, 1).encode(one)
+        make_decoder(encoding, 1, 1).decode(payload, time_base_ns)
+    decode_dvs_event_array_cdr(encode_dvs_event_array_cdr(0, "", 1, 1, one))
+    tencode(one, 0, 1, 1, 1)
+
+
+if __name__ == "__main__":
+    warm_up()
