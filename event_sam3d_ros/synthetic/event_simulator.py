@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.events.events import Events, concatenate
 
 
@@ -54,11 +55,14 @@ class EventSimulator:
     def step(self, log_image: np.ndarray, t_us: int) -> Events:
         """Events of [previous time, t_us), sorted by time; none for the first image.
 
-        log_image: (H, W) natural log of intensity. Times must rise from call to call.
+        log_image: (H, W) natural log of intensity. Raises InputError for times that do not rise
+        from call to call (`backward_time`) and for images of another size (`size_mismatch`).
         """
         image = np.asarray(log_image, np.float32).reshape(-1)
         if image.size != self._reference.size:
-            raise ValueError(f"log image has shape {log_image.shape}, the simulator was made for {self._shape}")
+            raise InputError(
+                f"log image of {log_image.shape}, but the simulator was made for {self._shape}", reason="size_mismatch"
+            )
         if self._last is None:
             # Each pixel is somewhere between its two thresholds, as after a long time of looking at the scene.
             phase = self._rng.random(image.size, dtype=np.float32)
@@ -66,7 +70,10 @@ class EventSimulator:
             self._last, self._last_t = image, t_us
             return Events.empty()
         if t_us <= self._last_t:
-            raise ValueError(f"time {t_us} us is not after the previous image's {self._last_t} us")
+            raise InputError(
+                f"image at {t_us} us after one at {self._last_t} us: give images in order of time",
+                reason="backward_time",
+            )
         span = t_us - self._last_t
         self._reference -= self._on * np.float32(self._parameters.leak_rate_hz * span * 1e-6)
         parts = [*self._crossings(image, span), self._shot_noise(span)]

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.synthetic.appearance import Light
 from event_sam3d_ros.synthetic.shapes import Shape
 
@@ -131,7 +132,7 @@ def _boxes(rotation: np.ndarray, translation: np.ndarray, half: np.ndarray, intr
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
     corners = (signs * half) @ rotation.transpose(0, 2, 1) + translation[:, None]
     if corners[..., 2].min() <= 0:
-        raise ValueError("the object reaches behind the camera: move it away")
+        raise InputError("the object reaches behind the camera: move it away from it", reason="behind_camera")
     projected = corners @ intrinsics.T
     pixel = projected[..., :2] / projected[..., 2:]
     return np.concatenate([np.floor(pixel.min(axis=1)) - 1, np.ceil(pixel.max(axis=1)) + 1], axis=1).astype(np.int64)
@@ -168,7 +169,8 @@ def render(
     """Pictures of the shape in N poses before a background (N or 1, H, W, 3) in linear light.
 
     rotation (N, 3, 3) and translation (N, 3): object -> camera optical frame, metres; scale in metres per grid unit;
-    intrinsics (3, 3). ValueError where the object is not wholly in front of the camera.
+    intrinsics (3, 3). Raises InputError (`behind_camera`) where the object is not wholly in front
+    of the camera.
     """
     half = shape.extent / 2
     focal = float(intrinsics[0, 0] + intrinsics[1, 1]) / 2

@@ -79,6 +79,11 @@ class Scene:
         """Pixels (..., 2) of camera points (..., 3) in metres."""
         return points[..., :2] / points[..., 2:] * self.K[[0, 1], [0, 1]] + self.K[:2, 2]
 
+    def unproject(self, pixels: np.ndarray, depth: np.ndarray) -> np.ndarray:
+        """Camera points (N, 3) in metres of pixels (N, 2) at depths (N,)."""
+        rays = (pixels - self.K[:2, 2]) / self.K[[0, 1], [0, 1]]
+        return np.concatenate([rays, np.ones((len(rays), 1))], axis=1) * depth[:, None]
+
     def surface_pixels(self, poses: Poses) -> np.ndarray:
         """(N, M, 2) pixels of points on the object's surface, hidden ones too."""
         points = self.shape.surface_points * self.scale
