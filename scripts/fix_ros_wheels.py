@@ -2,7 +2,7 @@
 
 The wheels carry CMake files with the paths of the machine that built them
 (``/opt/python/cp311-cp311/include/python3.11``, ``.../site-packages``). They are replaced by the paths of the
-environment that runs this script, and the environment gets the file by which colcon knows a prefix. Running it again
+environment that runs this script, and the environment gets the files by which colcon knows a prefix. Running it again
 changes nothing.
 """
 
@@ -30,5 +30,7 @@ def fix(share: Path, include: str, site_packages: str) -> int:
 if __name__ == "__main__":
     paths = sysconfig.get_paths()
     count = fix(Path(sys.prefix) / "share", paths["include"], paths["purelib"])
-    (Path(sys.prefix) / "local_setup.sh").write_text("# env.sh sets what this prefix needs\n", encoding="utf-8")
+    for shell in ("bash", "sh", "zsh"):
+        file = Path(sys.prefix) / f"local_setup.{shell}"
+        file.write_text("# env.sh sets what this prefix needs\n", encoding="utf-8")
     print(f"adapted {count} CMake files of the ROS wheels to {sys.prefix}")

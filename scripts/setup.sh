@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # What a sourced ROS 2 or another environment left in this shell must not leak into ours.
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH
+PATH=:$PATH: PATH=${PATH//":$PWD/.venv/bin:"/:} PATH=${PATH#:} PATH=${PATH%:} # a base Python is looked for
 export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1 # the wheels' .pth file would start each Python twice
 
 say() { echo "== $*"; }
