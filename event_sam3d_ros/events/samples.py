@@ -1,0 +1,71 @@
+"""What a recording consists of, decoded: event chunks, pictures and camera calibrations, each with its times.
+
+Two times stand on every sample: ``stamp_ns``, the moment that it describes (the message's header), and ``receive_ns``,
+the moment at which a computer had it. Samples of a recording come in the order of the second; computing uses the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from event_sam3d_ros.events.events import Events
+
+Role = Literal["image", "mask", "depth"]
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics of a recording by what they carry."""
+
+    events: str = "/event_camera/events"
+    image: str = "/camera/image_raw"
+    camera_info: str = "/camera/camera_info"
+    mask: str = "/camera/mask"
+    depth: str = "/camera/depth"
+
+
+@dataclass(frozen=True)
+class EventChunk:
+    """Events of one packet. ``events.t`` is on the sensor's clock; ``stamp_ns`` is the ROS time of the packet, from
+    which `clock.SensorClock` relates the two."""
+
+    stamp_ns: int
+    receive_ns: int
+    frame_id: str
+    width: int
+    height: int
+    events: Events
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture. ``image``: uint8, (H, W, 3) RGB or (H, W) grey; ``mask``: labels, (H, W) uint8 or uint16, 0 = no
+    object; ``depth``: (H, W) float32 metres or uint16 millimetres, 0 or NaN = unknown."""
+
+    role: Role
+    stamp_ns: int
+    receive_ns: int
+    frame_id: str
+    data: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A pinhole camera: ``K`` (3, 3) pixels, ``D`` distortion coefficients in the order of ``model`` (plumb_bob: k1 k2
+    p1 p2 k3), for images of ``width`` x ``height``."""
+
+    stamp_ns: int
+    receive_ns: int
+    frame_id: str
+    width: int
+    height: int
+    K: NDArray[np.float64]
+    D: NDArray[np.float64]
+    model: str = "plumb_bob"
+
+
+Sample: TypeAlias = EventChunk | Frame | Calibration
