@@ -1,0 +1,196 @@
+"""Messages of a bag, from and to their bytes, without ROS: standard types through the type store of `rosbags`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.events.samples import Calibration, Frame, Role
+
+EVENT_PACKET_TYPES = ("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray")
+DVS_TYPE = "dvs_msgs/msg/EventArray"
+EVENT_TYPES = (*EVENT_PACKET_TYPES, DVS_TYPE)
+IMAGE_TYPE = "sensor_msgs/msg/Image"
+COMPRESSED_IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
+
+# Field for field the message of event_camera_msgs: with it rosbags computes the same type hash as ROS 2 does.
+_EVENT_PACKET_FIELDS = """std_msgs/Header header
+uint32 height
+uint32 width
+uint64 seq
+uint64 time_base
+string encoding
+bool is_bigendian
+uint8[] events
+"""
+_ENCODINGS: dict[str, tuple[str, int]] = {
+    "rgb8": ("u1", 3),
+    "bgr8": ("u1", 3),
+    "mono8": ("u1", 1),
+    "mono16": ("u2", 1),
+    "16UC1": ("u2", 1),
+    "32FC1": ("f4", 1),
+}
+
+
+@dataclass(frozen=True)
+class RawMessage:
+    """One message as it lies in the bag: ``cdr`` is what a ROS publisher would send."""
+
+    topic: str
+    type: str
+    receive_ns: int
+    cdr: bytes
+
+
+def decode_frame(message: RawMessage, role: Role) -> Frame:
+    """Image or CompressedImage -> Frame; bgr8 is turned to RGB, rows lose their padding."""
+    if message.type == COMPRESSED_IMAGE_TYPE:
+        compressed = _deserialize(message)
+        data = cv2.imdecode(compressed.data, cv2.IMREAD_UNCHANGED)
+        if data is None:
+            raise RecordingError(f"{_where(message)}: the compressed image can't be decoded", reason="bad_image")
+        data = data if data.ndim == 2 else np.ascontiguousarray(data[..., 2::-1])
+        return Frame(role, _stamp(compressed), message.receive_ns, compressed.header.frame_id, data)
+    if message.type != IMAGE_TYPE:
+        raise unsupported_type(message, f"{IMAGE_TYPE} or {COMPRESSED_IMAGE_TYPE}")
+    image = _deserialize(message)
+    if image.encoding not in _ENCODINGS:
+        known = ", ".join(_ENCODINGS)
+        raise RecordingError(
+            f"{_where(message)}: encoding {image.encoding!r} is not among {known}", reason="bad_encoding"
+        )
+    code, channels = _ENCODINGS[image.encoding]
+    dtype = np.dtype(code).newbyteorder(">" if image.is_bigendian else "<")
+    row_bytes = image.width * channels * dtype.itemsize
+    if image.step < row_bytes or image.data.size < image.step * image.height:
+        raise RecordingError(
+            f"{_where(message)}: {image.data.size} bytes are too few for {image.width}x{image.height} {image.encoding}",
+            reason="bad_image",
+        )
+    rows = image.data[: image.step * image.height].reshape(image.height, image.step)[:, :row_bytes]
+    data = np.ascontiguousarray(rows).view(dtype).astype(code, copy=False)
+    if channels == 3:
+        data = data.reshape(image.height, image.width, 3)
+    data = data[..., ::-1].copy() if image.encoding == "bgr8" else data
+    return Frame(role, _stamp(image), message.receive_ns, image.header.frame_id, data)
+
+
+def decode_calibration(message: RawMessage) -> Calibration:
+    """CameraInfo -> Calibration."""
+    if message.type != CAMERA_INFO_TYPE:
+        raise unsupported_type(message, CAMERA_INFO_TYPE)
+    info = _deserialize(message)
+    return Calibration(
+        _stamp(info),
+        message.receive_ns,
+        info.header.frame_id,
+        info.width,
+        info.height,
+        np.array(info.k, dtype=np.float64).reshape(3, 3),
+        np.array(info.d, dtype=np.float64),
+        info.distortion_model,
+    )
+
+
+def encode_frame(frame: Frame) -> bytes | memoryview:
+    """Frame -> the bytes of an Image."""
+    encoding = _frame_encoding(frame)
+    data: NDArray[Any] = np.ascontiguousarray(frame.data)
+    message = _message(IMAGE_TYPE)(
+        header=_header(frame),
+        height=data.shape[0],
+        width=data.shape[1],
+        encoding=encoding,
+        is_bigendian=0,
+        step=data.strides[0],
+        data=data.reshape(-1).view(np.uint8),
+    )
+    return _serialize(message, IMAGE_TYPE)
+
+
+def _frame_encoding(frame: Frame) -> str:
+    kinds = {
+        "image": {("uint8", 3): "rgb8", ("uint8", 2): "mono8"},
+        "mask": {("uint8", 2): "mono8", ("uint16", 2): "mono16"},
+        "depth": {("float32", 2): "32FC1", ("uint16", 2): "16UC1"},
+    }[frame.role]
+    key = (str(frame.data.dtype), frame.data.ndim)
+    if key not in kinds:
+        raise RecordingError(f"{frame.role} of {key[0]} with {key[1]} dimensions can't be written", reason="bad_image")
+    return kinds[key]
+
+
+def encode_calibration(calibration: Calibration) -> bytes | memoryview:
+    """Calibration -> the bytes of a CameraInfo."""
+    K = calibration.K
+    projection = np.hstack([K, np.zeros((3, 1))])
+    roi = _message("sensor_msgs/msg/RegionOfInterest")(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+    message = _message(CAMERA_INFO_TYPE)(
+        header=_header(calibration),
+        height=calibration.height,
+        width=calibration.width,
+        distortion_model=calibration.model,
+        d=calibration.D.astype(np.float64),
+        k=K.reshape(-1).astype(np.float64),
+        r=np.eye(3).reshape(-1),
+        p=projection.reshape(-1).astype(np.float64),
+        binning_x=0,
+        binning_y=0,
+        roi=roi,
+    )
+    return _serialize(message, CAMERA_INFO_TYPE)
+
+
+def _header(sample: Frame | Calibration) -> Any:
+    seconds, nanoseconds = divmod(sample.stamp_ns, 1_000_000_000)
+    stamp = _message("builtin_interfaces/msg/Time")(sec=seconds, nanosec=nanoseconds)
+    return _message("std_msgs/msg/Header")(stamp=stamp, frame_id=sample.frame_id)
+
+
+@cache
+def typestore() -> Typestore:
+    """The standard types of ROS 2 Jazzy, and EventPacket."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    store.register(get_types_from_msg(_EVENT_PACKET_FIELDS, EVENT_PACKET_TYPES[0]))
+    return store
+
+
+def _message(kind: str) -> Callable[..., Any]:
+    return typestore().types[kind]
+
+
+def _serialize(message: Any, kind: str) -> bytes | memoryview:
+    return typestore().serialize_cdr(message, kind)
+
+
+def _deserialize(message: RawMessage) -> Any:
+    try:
+        return typestore().deserialize_cdr(message.cdr, message.type)
+    except Exception as error:  # rosbags lets whatever struct, numpy or utf-8 say pass through
+        raise RecordingError(
+            f"{_where(message)}: {message.type} can't be decoded ({error})", reason="bad_message"
+        ) from error
+
+
+def _stamp(message: Any) -> int:
+    return int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec)
+
+
+def _where(message: RawMessage) -> str:
+    return f"{message.topic} at {message.receive_ns / 1e9:.6f} s"
+
+
+def unsupported_type(message: RawMessage, wanted: str) -> RecordingError:
+    """The error for a message of a type that nothing here reads."""
+    return RecordingError(f"{message.topic} is a {message.type}; give {wanted}", reason="unsupported_type")

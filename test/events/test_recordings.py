@@ -1,0 +1,312 @@
+"""Recordings: what is written is read back, what others wrote gives its known truth, what is broken says where."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.events.bag_messages import EVENT_PACKET_TYPES
+from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.recordings import (
+    Calibration,
+    EcdFolder,
+    EventChunk,
+    Frame,
+    Topics,
+    open_recording,
+    open_rosbag2,
+    write_rosbag2,
+)
+
+WIDTH, HEIGHT = 12, 8
+SECOND = 1_000_000_000
+# The hash that event_camera_msgs has on ROS 2 Jazzy.
+EVENT_PACKET_HASH = "RIHS01_d6fa176260b1f37e5a40845305315e150a0f18191241eb64f407442aa29844aa"
+
+
+def real_data(name: str) -> Path:
+    path = Path(os.environ.get("EVENT_SAM3D_TEST_DATA", "../shared/data")) / "recordings" / name
+    if not path.exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{path} is missing")
+        pytest.skip(f"{path} is not here; set EVENT_SAM3D_TEST_DATA")
+    return path
+
+
+def make_samples() -> list[EventChunk | Frame | Calibration]:
+    """Three packets, and two frames of each kind, in every dtype that can be written."""
+    rng = np.random.default_rng(0)
+    samples: list[EventChunk | Frame | Calibration] = []
+    for number in range(3):
+        t = np.sort(rng.integers(0, 4000, 50)) + 4000 * number + 1_000_000
+        x, y = rng.integers(0, WIDTH, 50).astype(np.uint16), rng.integers(0, HEIGHT, 50).astype(np.uint16)
+        events = Events(t, x, y, rng.integers(0, 2, 50).astype(np.uint8))
+        samples.append(EventChunk(int(t[0]) * 1000, int(t[-1]) * 1000, "optical", WIDTH, HEIGHT, events))
+    arrays = [
+        ("image", rng.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)),
+        ("image", rng.integers(0, 256, (HEIGHT, WIDTH)).astype(np.uint8)),
+        ("mask", rng.integers(0, 3, (HEIGHT, WIDTH)).astype(np.uint8)),
+        ("mask", rng.integers(0, 999, (HEIGHT, WIDTH)).astype(np.uint16)),
+        ("depth", rng.random((HEIGHT, WIDTH)).astype(np.float32)),
+        ("depth", rng.integers(0, 9999, (HEIGHT, WIDTH)).astype(np.uint16)),
+    ]
+    for number, (role, data) in enumerate(arrays):
+        stamp = 2 * SECOND + number
+        samples.append(Frame(role, stamp, stamp + 500, "optical", data))
+    K = np.array([[100.0, 0, 6], [0, 101.0, 4], [0, 0, 1]])
+    samples.append(Calibration(3 * SECOND, 3 * SECOND, "optical", WIDTH, HEIGHT, K, np.array([0.1, -0.2, 0, 0, 0.3])))
+    return samples
+
+
+def assert_same(found: object, expected: object) -> None:
+    assert type(found) is type(expected)
+    for name, value in vars(expected).items():
+        other = getattr(found, name)
+        if isinstance(value, Events):
+            for field in "txyp":
+                np.testing.assert_array_equal(getattr(other, field), getattr(value, field))
+        elif isinstance(value, np.ndarray):
+            assert other.dtype == value.dtype
+            np.testing.assert_array_equal(other, value)
+        else:
+            assert other == value, name
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_what_is_written_is_read_back(tmp_path: Path, storage: str) -> None:
+    samples = make_samples()
+    assert write_rosbag2(tmp_path / "bag", samples, storage=storage) == len(samples)
+    recording = open_recording(tmp_path / "bag")
+    for _ in range(2):  # as often as wanted
+        found = list(recording.samples())
+        assert len(found) == len(samples)
+        for one, other in zip(found, samples, strict=True):
+            assert_same(one, other)
+    assert (recording.start_ns, recording.end_ns) == (samples[0].receive_ns, samples[-1].receive_ns)
+    assert recording.image_count == 2
+
+
+def test_one_file_of_a_bag_is_a_recording_too(tmp_path: Path) -> None:
+    write_rosbag2(tmp_path / "bag", make_samples())
+    assert len(list(open_recording(tmp_path / "bag" / "bag.mcap").samples())) == len(make_samples())
+
+
+def test_event_packets_have_the_type_of_ros(tmp_path: Path) -> None:
+    write_rosbag2(tmp_path / "bag", make_samples())
+    assert EVENT_PACKET_HASH in (tmp_path / "bag" / "metadata.yaml").read_text()
+    assert open_rosbag2(tmp_path / "bag").types[Topics.events] == EVENT_PACKET_TYPES[0]
+
+
+def test_messages_come_as_they_lie_in_the_bag(tmp_path: Path) -> None:
+    write_rosbag2(tmp_path / "bag", make_samples())
+    messages = list(open_rosbag2(tmp_path / "bag").raw_messages())
+    assert [message.receive_ns for message in messages] == [sample.receive_ns for sample in make_samples()]
+    assert {message.topic for message in messages} == {*vars(Topics()).values()}
+    assert all(message.cdr[:2] == b"\x00\x01" for message in messages)
+
+
+def test_an_existing_output_is_not_overwritten(tmp_path: Path) -> None:
+    write_rosbag2(tmp_path / "bag", make_samples())
+    before = (tmp_path / "bag" / "bag.mcap").read_bytes()
+    with pytest.raises(RecordingError, match="exists already"):
+        write_rosbag2(tmp_path / "bag", make_samples())
+    assert (tmp_path / "bag" / "bag.mcap").read_bytes() == before
+
+
+def test_a_failed_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
+    bad = Frame("mask", 4 * SECOND, 4 * SECOND, "optical", np.zeros((HEIGHT, WIDTH), np.float64))
+    with pytest.raises(RecordingError, match="mask of float64"):
+        write_rosbag2(tmp_path / "bag", [*make_samples(), bad])
+    assert not (tmp_path / "bag").exists()
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.6, 0.98])
+def test_a_truncated_bag_is_one_clear_error(tmp_path: Path, cut: float) -> None:
+    write_rosbag2(tmp_path / "bag", make_samples())
+    file = tmp_path / "bag" / "bag.mcap"
+    file.write_bytes(file.read_bytes()[: int(cut * file.stat().st_size)])
+    with pytest.raises(RecordingError, match="bag"):
+        list(open_recording(tmp_path / "bag").samples())
+
+
+def test_a_bag_with_fewer_messages_than_announced_is_an_error(tmp_path: Path) -> None:
+    write_rosbag2(tmp_path / "bag", make_samples())
+    metadata = tmp_path / "bag" / "metadata.yaml"
+    count = len(make_samples())
+    metadata.write_text(metadata.read_text().replace(f"\n  message_count: {count}", f"\n  message_count: {count + 1}"))
+    with pytest.raises(RecordingError, match=f"announces {count + 1} messages, but {count}"):
+        list(open_rosbag2(tmp_path / "bag").raw_messages())
+
+
+def test_what_is_no_recording_says_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match="does not exist"):
+        open_recording(tmp_path / "nothing")
+    with pytest.raises(RecordingError, match=r"events\.txt, images\.txt and calib\.txt"):
+        open_recording(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(RecordingError, match="not a rosbag2 file"):
+        open_recording(tmp_path / "notes.txt")
+    (tmp_path / "metadata.yaml").write_text("rosbag2_bagfile_information: {}")
+    with pytest.raises(RecordingError, match="can't be read as a rosbag2"):
+        open_recording(tmp_path)
+
+
+# --- folders of text files -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two frames, five events, one mask."""
+    path = tmp_path / "recording"
+    (path / "images").mkdir(parents=True)
+    (path / "masks").mkdir()
+    for number in range(2):
+        picture = np.full((HEIGHT, WIDTH), 50 + number, np.uint8)
+        cv2.imwrite(str(path / "images" / f"frame_{number}.png"), picture)
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[2:4, 3:6] = 7
+    cv2.imwrite(str(path / "masks" / "frame_1.png"), mask)
+    (path / "images.txt").write_text("0.000000 images/frame_0.png\n0.010000001 images/frame_1.png\n")
+    (path / "calib.txt").write_text("100 101 6 4 0.1 -0.2 0.001 0.002 0\n")
+    lines = ["0.000999600 1 2 0", "0.003999400 11 7 1", "0.004000000 0 0 1", "0.0041 5 5 0", "0.013 4 4 1"]
+    (path / "events.txt").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_folder_gives_its_samples_on_one_clock(folder: Path) -> None:
+    recording = open_recording(folder)
+    assert isinstance(recording, EcdFolder)
+    samples = list(recording.samples())
+    assert [sample.receive_ns for sample in samples] == sorted(sample.receive_ns for sample in samples)
+    events = [sample for sample in samples if isinstance(sample, EventChunk)]
+    # Seconds are rounded to microseconds; everything is one second later, since a ROS stamp of 0 means "not set".
+    assert np.concatenate([chunk.events.t for chunk in events]).tolist() == [
+        1_001_000, 1_003_999, 1_004_000, 1_004_100, 1_013_000
+    ]  # fmt: skip
+    assert [len(chunk.events) for chunk in events] == [2, 2, 1]
+    assert all(chunk.stamp_ns == int(chunk.events.t[0]) * 1000 for chunk in events)
+    assert [(chunk.width, chunk.height) for chunk in events] == [(WIDTH, HEIGHT)] * 3
+    frames = [(sample.role, sample.stamp_ns) for sample in samples if isinstance(sample, Frame)]
+    assert frames == [("image", SECOND), ("image", SECOND + 10_000_000), ("mask", SECOND + 10_000_000)]
+    calibrations = [sample for sample in samples if isinstance(sample, Calibration)]
+    assert len(calibrations) == 2
+    assert calibrations[0].K.tolist() == [[100, 0, 6], [0, 101, 4], [0, 0, 1]]
+    assert calibrations[0].D.tolist() == [0.1, -0.2, 0.001, 0.002, 0]
+
+
+def test_times_of_day_are_kept(folder: Path) -> None:
+    (folder / "images.txt").write_text("1468940293.840000 images/frame_0.png\n1468940293.850000 images/frame_1.png\n")
+    (folder / "events.txt").write_text("1468940293.844123 1 2 1\n")
+    samples = list(open_recording(folder).samples())
+    assert {sample.events.t[0] for sample in samples if isinstance(sample, EventChunk)} == {1468940293844123}
+    assert {sample.stamp_ns for sample in samples if isinstance(sample, Frame)} == {
+        1468940293840000000,
+        1468940293850000000,
+    }
+
+
+def test_blocks_do_not_cut_packets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def packets() -> list[list[int]]:
+        return [s.events.t.tolist() for s in open_recording(folder).samples() if isinstance(s, EventChunk)]
+
+    expected = packets()
+    monkeypatch.setattr("event_sam3d_ros.events.ecd._BLOCK_LINES", 1)
+    assert packets() == expected
+
+
+@pytest.mark.parametrize("name", ["images.txt", "calib.txt", "events.txt"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(RecordingError, match=f"has no {name}"):
+        open_recording(folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("0.004 1 2", "expected 't x y p', found '0.004 1 2'"),
+        ("0.004 1 2 1 9", "expected 't x y p'"),
+        ("0.004 one 2 1", "expected 't x y p'"),
+        ("", "expected 't x y p'"),
+        ("0.004 12 2 1", "outside the 12x8 images"),
+        ("0.004 1 -2 1", "outside the 12x8 images"),
+        ("0.004 1.5 2 1", "outside the 12x8 images"),
+        ("0.004 1 2 -1", "neither 0 nor 1"),
+        ("0.003 1 2 1", "runs backwards"),
+        ("nan 1 2 1", "not a number of seconds"),
+    ],
+)
+def test_a_bad_event_is_named_by_its_line(folder: Path, line: str, problem: str) -> None:
+    lines = (folder / "events.txt").read_text().splitlines()
+    lines[2] = line
+    (folder / "events.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(RecordingError, match=r"events\.txt:3: .*" + problem):
+        list(open_recording(folder).samples())
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("images.txt", "0.0 images/frame_0.png\nimages/frame_1.png\n", r"images\.txt:2: expected 'seconds path'"),
+        ("images.txt", "0.1 images/frame_0.png\n0.1 images/frame_1.png\n", r"images\.txt:2: the time does not go"),
+        ("images.txt", "\n", "lists no image"),
+        ("images.txt", "0.1 images/other.png\n", "other.png is missing"),
+        ("calib.txt", "100 101 6 4\n", r"calib\.txt:1: expected one line"),
+        ("calib.txt", "0 101 6 4 0 0 0 0 0\n", "positive focal lengths"),
+        ("calib.txt", "a b c d e f g h i\n", r"calib\.txt:1: expected one line"),
+    ],
+)
+def test_a_bad_line_elsewhere_is_named(folder: Path, file: str, content: str, problem: str) -> None:
+    (folder / file).write_text(content)
+    with pytest.raises(RecordingError, match=problem):
+        open_recording(folder)
+
+
+def test_pictures_of_another_size_are_refused(folder: Path) -> None:
+    cv2.imwrite(str(folder / "masks" / "frame_1.png"), np.zeros((4, 4), np.uint8))
+    with pytest.raises(RecordingError, match="frame_1.png is not 12x8"):
+        list(open_recording(folder).samples())
+
+
+# --- recordings that others made -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "on"),
+    [
+        ("ecc_evt3_trigger", 82469, 41439),
+        ("ecc_libcaer_rollover", 334331, 181908),
+        ("ecc_mono_cd", 100, None),
+        ("ecpy_test1", 343474, 125183),
+    ],
+)
+def test_bags_of_others_give_their_known_truth(name: str, count: int, on: int | None) -> None:
+    chunks = [sample for sample in open_recording(real_data(name)).samples() if isinstance(sample, EventChunk)]
+    assert sum(len(chunk.events) for chunk in chunks) == count
+    if on is not None:
+        assert sum(int(chunk.events.p.sum()) for chunk in chunks) == on
+
+
+def test_the_real_folder_survives_the_conversion(tmp_path: Path) -> None:
+    source = open_recording(real_data("ecd_slider_depth"))
+    write_rosbag2(tmp_path / "slider", source.samples())
+    counts = {"events": 0, "image": 0, "mask": 0}
+    for found, expected in zip(open_recording(tmp_path / "slider").samples(), source.samples(), strict=True):
+        assert_same(found, expected)
+        if isinstance(found, EventChunk):
+            counts["events"] += len(found.events)
+        elif isinstance(found, Frame):
+            counts[found.role] += 1
+    assert counts == {"events": 50_000, "image": 87, "mask": 5}
+
+
+def test_masks_are_optional(tmp_path: Path, folder: Path) -> None:
+    shutil.rmtree(folder / "masks")
+    write_rosbag2(tmp_path / "out", open_recording(folder).samples())
+    assert not any(isinstance(s, Frame) and s.role == "mask" for s in open_recording(tmp_path / "out").samples())
