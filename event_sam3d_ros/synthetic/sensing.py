@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from event_sam3d_ros.errors import InputError
+
 
 def exposure_weights(times_us: np.ndarray, start_us: float, end_us: float) -> np.ndarray:
     """Weights (N,) float32 with which images at rising `times_us` are averaged for an exposure [start, end].
@@ -41,8 +43,11 @@ def degrade_mask(blurred_alpha: NDArray[np.float32], rng: np.random.Generator) -
 
     blurred_alpha: (H, W) mean coverage over the exposure. It is cut at a random threshold in .08-.92, dilated or eroded
     by 0-2 pixels and shifted by 0-2 pixels: a threshold of one half alone would show the sharp silhouette. Never empty:
-    where nothing is left, the threshold is lowered and nothing eroded.
+    where nothing is left, the threshold is lowered and nothing eroded. Raises InputError (`empty_mask`) where the object
+    was never in view.
     """
+    if not blurred_alpha.any():
+        raise InputError("the object is out of view: there is nothing to mask", reason="empty_mask")
     threshold = float(rng.uniform(0.08, 0.92))
     growth, dy, dx = (int(n) for n in rng.integers(-2, 3, 3))
     alpha = torch.from_numpy(blurred_alpha)
