@@ -50,7 +50,7 @@ class EventBuffer:
             return
         newest = np.maximum.accumulate(events.t)
         if len(self):
-            newest = np.maximum(newest, self.t_last)
+            newest = np.maximum(newest, self._store["t"][self._stop - 1])
         late = newest - events.t
         worst = int(late.argmax())
         if late[worst] > BACKWARD_TOLERANCE_US:

@@ -188,7 +188,7 @@ def _encode(t, x, y, p, last_us):  # type: ignore[no-untyped-def]
     pauses = (t[-1] >> 12) - high >> 11
     words = np.empty(4 * t.size + pauses, np.uint16)
     n = 0
-    last_t, last_y = np.int64(-1), -1
+    last_t, last_y = np.int64(-1), np.int64(-1)
     i = 0
     while i < t.size:
         if t[i] != last_t:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,12 @@ from numpy.typing import NDArray
 from event_sam3d_ros.errors import InputError
 
 # Names and types of the arrays, in the order of the constructor.
-FIELDS = {"t": np.dtype(np.int64), "x": np.dtype(np.uint16), "y": np.dtype(np.uint16), "p": np.dtype(np.uint8)}
+FIELDS: dict[str, np.dtype[Any]] = {
+    "t": np.dtype(np.int64),
+    "x": np.dtype(np.uint16),
+    "y": np.dtype(np.uint16),
+    "p": np.dtype(np.uint8),
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ class _Reader:
     """Walks along a serialised message; positions count from the end of the encapsulation header."""
 
     def __init__(self, cdr: Buffer) -> None:
-        whole = memoryview(cdr).cast("B")
+        whole = as_bytes(cdr, 1).data
         # Humble and later write zero options; other writers use them for padding, which does not matter here.
         if len(whole) < 4 or bytes(whole[:2]) != _ENCAPSULATION[:2]:
             raise DecodeError(
@@ -110,6 +110,7 @@ def encode_event_packet_cdr(
     is_bigendian: bool = False,
 ) -> bytes:
     """Serialised EventPacket; ``time_base`` in nanoseconds."""
+    data = as_bytes(payload, 1).data
     body = bytearray(_header(stamp_ns, frame_id))
     _align(body, 4)
     body += struct.pack("<II", height, width)
@@ -118,8 +119,8 @@ def encode_event_packet_cdr(
     body += _string(encoding)
     body.append(is_bigendian)
     _align(body, 4)
-    body += struct.pack("<I", memoryview(payload).nbytes)
-    body += memoryview(payload)
+    body += struct.pack("<I", len(data))
+    body += data
     return _ENCAPSULATION + bytes(body)
 
 

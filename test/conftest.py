@@ -1,0 +1,30 @@
+"""What all tests share: where real data lies, and how hypothesis searches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Kernels compile inside the first example, so no deadline; the same examples in every run, so that a red run is a change.
+settings.register_profile("project", deadline=None, max_examples=60, derandomize=True, database=None)
+settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder with real recordings and meshes: $EVENT_SAM3D_TEST_DATA, by default ../shared/data beside the repository.
+
+    Where it is missing the test is skipped; with CI=true it fails.
+    """
+    path = Path(os.environ.get("EVENT_SAM3D_TEST_DATA", _REPOSITORY.parent / "shared" / "data"))
+    if not (path / "recordings").is_dir():
+        message = f"no test data in {path}: set EVENT_SAM3D_TEST_DATA"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
