@@ -1,5 +1,6 @@
 """The build files agree with each other and with the source tree."""
 
+import ast
 import importlib.util
 import re
 import stat
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 INTERFACES = sorted(path.parent for path in ROOT.glob("interfaces/*/package.xml"))
 REQUIREMENTS = sorted(ROOT.glob("requirements*.txt"))
 CONSTRAINTS = sorted(ROOT.glob("constraints/*.txt"))
+# Used where a machine has them; nothing ends where one hasn't.
+OPTIONAL_ROS_PACKAGES = {"cv_bridge", "dvs_msgs", "event_array_msgs", "sensor_msgs_py"}
 
 
 def cmake_list(name: str) -> list[str]:
@@ -30,9 +33,13 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def lines(path: Path) -> list[str]:
+    """The lines of a requirements or constraints file that are not comments."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+
+
 def pins(path: Path) -> dict[str, str]:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    return dict(line.split("==") for line in lines)
+    return dict(line.split("==") for line in lines(path))
 
 
 def test_cmake_and_setup_py_install_the_same_executables() -> None:
@@ -82,12 +89,7 @@ def test_versions_agree() -> None:
 
 def test_constraints_pin_every_requirement_without_naming_hosts_or_paths() -> None:
     assert [path.stem for path in CONSTRAINTS] == ["3.10", "3.11", "3.12"]
-    required = [
-        re.match(r"[\w.-]+", line)[0]
-        for path in REQUIREMENTS
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith("#")
-    ]
+    required = [re.match(r"[\w.-]+", line)[0] for path in REQUIREMENTS for line in lines(path)]
     for path in CONSTRAINTS:
         pinned = pins(path)
         assert {normalised(name) for name in required} <= pinned.keys(), path.name
@@ -132,3 +134,24 @@ def test_interfaces_have_the_fields_of_the_packages_they_stand_for() -> None:
         (TFMessage, {"transforms": "sequence<geometry_msgs/TransformStamped>"}),
     ):
         assert list(message.get_fields_and_field_types().items()) == list(fields.items())
+
+
+def imported(folder: Path) -> set[str]:
+    """Top-level names of the absolute imports in all modules under ``folder``."""
+    names: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"event_sam3d_ros", "training"}
+
+
+def test_every_import_is_declared_and_every_declaration_is_imported() -> None:
+    distributions = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
+    required = {normalised(re.match(r"[\w.-]+", line)[0]) for line in lines(ROOT / "requirements.txt")}
+    ros = {element.text for element in ElementTree.parse(ROOT / "package.xml").iter() if element.tag.endswith("depend")}
+    names = imported(ROOT / "event_sam3d_ros") | imported(ROOT / "training")
+    python = {normalised(distributions.get(name, name)) for name in names - ros - OPTIONAL_ROS_PACKAGES}
+    assert python == required
