@@ -10,7 +10,8 @@ from hypothesis import settings
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Kernels compile inside the first example, so no deadline; the same examples in every run, so that a red run is a change.
+# No deadline, because kernels compile inside the first example; the same examples in every run, so that a test which
+# turns red has met a change.
 settings.register_profile("project", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("project")
 

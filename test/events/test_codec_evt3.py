@@ -131,8 +131,8 @@ def test_equals_the_reference_across_packets(packets):
 
 
 @st.composite
-def event_rows(draw, sizes=st.integers(0, 60)):
-    size = draw(sizes)
+def event_rows(draw):
+    size = draw(st.integers(0, 60))
     steps = draw(st.lists(st.sampled_from([0, 0, 0, 1, 4000, 5000, WRAP_US // 2, 3 * WRAP_US]), min_size=size))
     t = draw(st.integers(0, 4 * WRAP_US))
     rows, x, y = [], 0, 0

@@ -36,7 +36,9 @@ def reference(rows, t0, t1):
 EVENT = st.tuples(st.integers(-5, 70), st.integers(0, WIDTH), st.integers(0, HEIGHT), st.integers(0, 1))
 
 
-@given(st.lists(EVENT, max_size=80), st.integers(-5, 20), st.integers(1, 70), st.sampled_from([0, 1_700_000_000_000_000]))
+@given(
+    st.lists(EVENT, max_size=80), st.integers(-5, 20), st.integers(1, 70), st.sampled_from([0, 1_700_000_000_000_000])
+)
 def test_equals_the_definition_for_any_order(rows, t0, span, epoch):
     """Unsorted times, events outside window and image, equal times, windows of all lengths, times since 1970."""
     rows = [(t + epoch, x, y, p) for t, x, y, p in rows]

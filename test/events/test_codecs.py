@@ -1,0 +1,215 @@
+"""The encodings with a word per event, the registry, and recordings whose makers assert what is in them."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from event_sam3d_ros.errors import DecodeError, InputError
+from event_sam3d_ros.events import codec_evt3, codec_words64, message_cdr, representations
+from event_sam3d_ros.events.codecs import (
+    ENCODINGS,
+    decode_dvs_event_array_cdr,
+    encode_dvs_event_array_cdr,
+    make_decoder,
+    make_encoder,
+    parse_event_packet_cdr,
+)
+from event_sam3d_ros.events.events import Events, concatenate
+from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.events.warmup import warm_up
+
+WIDTH, HEIGHT = 640, 480
+EPOCH_US = 1_702_309_120_762_236
+
+
+def rows_of(events: Events) -> list[tuple[int, int, int, int]]:
+    return list(zip(events.t.tolist(), events.x.tolist(), events.y.tolist(), events.p.tolist(), strict=True))
+
+
+def make(rows) -> Events:
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
+    return Events(*(np.array(c, d) for c, d in zip(columns, ("i8", "u2", "u2", "u1"), strict=True)))
+
+
+PIXEL = st.tuples(st.integers(0, WIDTH - 1), st.integers(0, HEIGHT - 1), st.integers(0, 1))
+ROWS = st.tuples(st.integers(0, 2 * EPOCH_US), st.lists(st.tuples(st.integers(0, 4_000_000), PIXEL), max_size=40)).map(
+    lambda drawn: [(drawn[0] + dt, *pixel) for dt, pixel in sorted(drawn[1], key=lambda row: row[0])]
+)
+
+
+@pytest.mark.parametrize("encoding", ["mono", "libcaer"])
+@given(rows=ROWS)
+def test_round_trip(encoding, rows):
+    payload, time_base_ns = make_encoder(encoding, WIDTH, HEIGHT).encode(make(rows))
+    assert len(payload) == 8 * len(rows)
+    assert rows_of(make_decoder(encoding, WIDTH, HEIGHT).decode(payload, time_base_ns)) == rows
+
+
+@given(words=st.lists(st.integers(0, 2**64 - 1), max_size=30), time_base_ns=st.integers(0, 2**61))
+def test_mono_equals_the_reference(words, time_base_ns):
+    width, height = 1 << 16, 1 << 14  # so that half of the random rows are outside
+    expected = []
+    for word in words:
+        x, y = word >> 32 & 0xFFFF, word >> 48 & 0x7FFF
+        if y < height:
+            expected.append(((time_base_ns + (word & 0xFFFFFFFF)) // 1000, x, y, word >> 63))
+    compare(make_decoder("mono", width, height), words, time_base_ns, expected)
+
+
+@given(
+    words=st.lists(
+        st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 50) | st.integers(2**31 - 50, 2**31 + 1)), max_size=30
+    ),
+    time_base_ns=st.integers(0, 2**61),
+)
+def test_libcaer_equals_the_reference(words, time_base_ns):
+    width, height = 1 << 15, 1 << 14
+    expected, last, carry = [], 0, 0
+    for data, time in words:
+        if data & 1 and time < 2**31:
+            if last - time > 2**30:
+                carry += 2**31
+            last = time
+            x, y = data >> 17, data >> 2 & 0x7FFF
+            if y < height:
+                expected.append(((time_base_ns + (time + carry) * 1000) // 1000, x, y, data >> 1 & 1))
+    packed = [data | time << 32 for data, time in words]
+    compare(make_decoder("libcaer", width, height), packed, time_base_ns, expected)
+
+
+def compare(decoder, words, time_base_ns, expected):
+    payload = np.array(words, "<u8").tobytes()
+    try:
+        assert rows_of(decoder.decode(payload, time_base_ns)) == expected
+    except DecodeError as error:
+        assert error.reason == "corrupt_packet"
+        assert len(words) - len(expected) > 8
+        assert not any(decoder.counters.values())
+    else:
+        assert sum(decoder.counters.values()) == len(words) - len(expected)
+
+
+def test_libcaer_time_rolls_over_inside_a_packet():
+    rows = [(2**31 - 1, 1, 2, 1), (2**31, 3, 4, 0), (2**31 + 5, 5, 6, 1)]
+    payload, time_base_ns = make_encoder("libcaer", WIDTH, HEIGHT).encode(make(rows))
+    assert time_base_ns == 0
+    assert rows_of(make_decoder("libcaer", WIDTH, HEIGHT).decode(payload, time_base_ns)) == rows
+
+
+def test_libcaer_disorder_is_no_rollover():
+    words = [1 | 100 << 32, 1 | 90 << 32]
+    events = make_decoder("libcaer", WIDTH, HEIGHT).decode(np.array(words, "<u8").tobytes())
+    assert events.t.tolist() == [100, 90]
+
+
+def test_invalid_libcaer_events_are_counted():
+    decoder = make_decoder("libcaer", WIDTH, HEIGHT)
+    assert len(decoder.decode(np.array([0, 1, 1 | 2**63], "<u8").tobytes())) == 1
+    assert decoder.counters == {"out_of_range_events": 0, "invalid_events": 2}
+
+
+@pytest.mark.parametrize("encoding", ["mono", "libcaer"])
+def test_every_wrong_length_is_refused(encoding):
+    payload, _ = make_encoder(encoding, WIDTH, HEIGHT).encode(make([(1, 2, 3, 1), (4, 5, 6, 0)]))
+    decoder = make_decoder(encoding, WIDTH, HEIGHT)
+    for cut in range(len(payload)):
+        if cut % 8:
+            with pytest.raises(DecodeError) as error:
+                decoder.decode(payload[:cut])
+            assert error.value.reason == "truncated_packet"
+        else:
+            assert len(decoder.decode(payload[:cut])) == cut // 8
+
+
+@pytest.mark.parametrize("encoding", ["mono", "libcaer"])
+@pytest.mark.parametrize("time_base_ns", [-1, 2**64 - 1])
+def test_impossible_time_base_is_refused(encoding, time_base_ns):
+    with pytest.raises(DecodeError, match="time_base") as error:
+        make_decoder(encoding, WIDTH, HEIGHT).decode(b"", time_base_ns)
+    assert error.value.reason == "corrupt_packet"
+
+
+@pytest.mark.parametrize(("encoding", "span_us"), [("mono", 4_294_967), ("libcaer", 2**30)])
+def test_too_long_a_packet_is_refused(encoding, span_us):
+    encoder = make_encoder(encoding, WIDTH, HEIGHT)
+    encoder.encode(make([(0, 0, 0, 1), (span_us - 1, 0, 0, 1)]))
+    with pytest.raises(InputError, match="do not fit one"):
+        encoder.encode(make([(0, 0, 0, 1), (span_us, 0, 0, 1)]))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_empty_packets_are_fine(encoding):
+    assert make_encoder(encoding, WIDTH, HEIGHT).encode(Events.empty()) == (b"", 0)
+    assert len(make_decoder(encoding, WIDTH, HEIGHT).decode(b"")) == 0
+
+
+def test_registry_names_what_it_refuses():
+    with pytest.raises(DecodeError, match="'evt2' is not known: use one of evt3, mono, libcaer") as error:
+        make_decoder("evt2", WIDTH, HEIGHT)
+    assert error.value.reason == "unknown_encoding"
+    with pytest.raises(DecodeError, match="big-endian"):
+        make_decoder("evt3", WIDTH, HEIGHT, is_bigendian=True)
+    with pytest.raises(InputError, match="no pixels"):
+        make_decoder("evt3", 0, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("file", "encoding", "truth"),
+    [
+        (
+            "ecc_evt3_trigger/test_data_evt3_trigger_0.db3",
+            "evt3",
+            {"n": 82469, "x": 42078718, "y": 31656267, "p": 41439, "t": 1222326831810, "t0": 14224870, "t1": 15476187},
+        ),
+        (
+            "ecpy_test1/test_events_1.db3",
+            "evt3",
+            {"n": 343474, "p": 125183, "t": 2851601611994, "t0": 7139845, "t1": 9218023},
+        ),
+        (
+            "ecc_libcaer_rollover/libcaer_rollover_0.db3",
+            "libcaer",
+            {"n": 334331, "x": 111651612, "y": 82801007, "p": 181908, "t0": EPOCH_US, "t1": EPOCH_US + 1_999_986},
+        ),
+        ("ecc_mono_cd/test_data_mono_cd_0.db3", "mono", {"n": 100}),  # recorded under the message's old name
+    ],
+)
+def test_known_truth(test_data, file, encoding, truth):
+    bag = sqlite3.connect(f"file:{test_data / 'recordings' / file}?mode=ro&immutable=1", uri=True)
+    packets = [parse_event_packet_cdr(cdr) for (cdr,) in bag.execute("SELECT data FROM messages ORDER BY id")]
+    bag.close()
+    assert {packet.encoding for packet in packets} == {encoding}
+    assert np.all(np.diff([packet.seq for packet in packets]) == 1)
+    decoder = make_decoder(encoding, packets[0].width, packets[0].height)
+    events = concatenate([decoder.decode(packet.payload, packet.time_base) for packet in packets])
+    sums = {name: int(getattr(events, name).sum(dtype=np.int64)) for name in ("x", "y", "p", "t")}
+    found = {"n": len(events), **sums, "t0": int(events.t[0]), "t1": int(events.t[-1])}
+    assert {name: found[name] for name in truth} == truth
+    assert np.all(np.diff(events.t) >= 0)
+    assert sum(count for name, count in decoder.counters.items() if name != "triggers") == 0
+
+
+def test_warm_up_compiles_what_the_stream_needs():
+    """One compilation for each kernel, whatever kind of buffer a payload or a message comes in."""
+    warm_up()
+    events = make([(1, 2, 3, 1), (2, 3, 3, 0)])
+    for encoding in ENCODINGS:
+        payload, time_base_ns = make_encoder(encoding, WIDTH, HEIGHT).encode(events)
+        for kind in (bytes, bytearray, memoryview, lambda raw: np.frombuffer(bytearray(raw), np.uint8)):
+            assert len(make_decoder(encoding, WIDTH, HEIGHT).decode(kind(payload), time_base_ns)) == 2
+    decode_dvs_event_array_cdr(bytearray(encode_dvs_event_array_cdr(0, "", WIDTH, HEIGHT, events)))
+    tencode(events, np.int64(0), 5, np.int32(WIDTH), HEIGHT)
+    kernels = [
+        codec_evt3._decode,
+        codec_evt3._encode,
+        codec_words64._decode_mono,
+        codec_words64._decode_libcaer,
+        message_cdr._read_dvs,
+        representations._tencode,
+    ]
+    assert [len(kernel.signatures) for kernel in kernels] == [1] * len(kernels)
