@@ -144,11 +144,13 @@ def _render_one(index: int, data: DataConfig, config: ModelConfig) -> dict[str, 
 class Batches:
     """Random batches of rendered samples with augmentation, as tensors ready for the network."""
 
-    def __init__(self, folder: Path, config: ModelConfig, batch_size: int, seed: int) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, batch_size: int, seed: int, cases: int) -> None:
+        """``cases``: how many of the folder's first cases to use; InputError if they are not rendered yet."""
         progress = json.loads((folder / "progress.json").read_text())
-        self.rows = np.concatenate(
-            [np.arange(s, min(s + CHUNK, progress["cases"])) for s in sorted(progress["done"])]
-        )
+        missing = [start for start in range(0, cases, CHUNK) if start not in set(progress["done"])]
+        if missing or cases > progress["cases"]:
+            raise InputError(f"{folder} lacks cases from {min(missing, default=progress['cases'])} on: render them first")
+        self.rows = np.arange(cases)
         self.stores = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields(config)}
         self.grid = config.direct.resolution
         self.batch_size, self.seed = batch_size, seed

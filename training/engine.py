@@ -25,8 +25,9 @@ LossFunction = Callable[[dict[str, Tensor], np.random.Generator], tuple[Tensor, 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage's schedule; ``steps`` of ``batch_size`` samples."""
+    """One stage's schedule: ``steps`` of ``batch_size`` samples, drawn from the first ``cases`` rendered ones."""
 
+    cases: int = 12000
     steps: int = 1000
     batch_size: int = 32
     learning_rate: float = 1.5e-3

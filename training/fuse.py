@@ -54,7 +54,7 @@ def main() -> None:
         if options.unfreeze
         else ("fuse", config.fuse, fusion_loss, network.condition.fusion.parameters())
     )
-    batches = Batches(options.data, model, stage.batch_size, stage.seed)
+    batches = Batches(options.data, model, stage.batch_size, stage.seed, stage.cases)
     train(name, network, trained, lambda b, r: loss(network, b, r), batches, stage, options.out, options.device)
 
 

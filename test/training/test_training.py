@@ -18,7 +18,7 @@ from training.losses import depth_losses, focal_loss, geometry_loss, grid_iou, o
 
 CONFIG = ModelConfig()
 DATA = DataConfig(cases=6, sensor=96)
-STAGE = StageConfig(steps=4, batch_size=3, warmup=1, save_every=2)
+STAGE = StageConfig(cases=6, steps=4, batch_size=3, warmup=1, save_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def network():
 
 
 def test_targets_agree_with_the_masks(folder):
-    batch = Batches(folder, CONFIG, 6, 0)(0)
+    batch = Batches(folder, CONFIG, 6, 0, 6)(0)
     for crop, mask in (("true", "true_mask"), ("degraded", "degraded_true_mask")):
         silhouette = batch[f"{crop}_occupancy"].amax(1) > 0
         seen = torch.nn.functional.avg_pool2d(batch[mask], 2)[:, 0] > 0.5
@@ -44,9 +44,14 @@ def test_targets_agree_with_the_masks(folder):
 
 
 def test_the_same_step_gives_the_same_batch(folder):
-    first, again, other = (Batches(folder, CONFIG, 3, 0)(step) for step in (7, 7, 8))
+    first, again, other = (Batches(folder, CONFIG, 3, 0, 6)(step) for step in (7, 7, 8))
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not torch.equal(first["degraded_sharp"], other["degraded_sharp"])
+
+
+def test_cases_that_are_not_rendered_are_asked_for(folder):
+    with pytest.raises(InputError, match="render them first"):
+        Batches(folder, CONFIG, 3, 0, 7)
 
 
 def test_rendering_again_changes_nothing_and_other_settings_are_refused(folder):
@@ -58,7 +63,7 @@ def test_rendering_again_changes_nothing_and_other_settings_are_refused(folder):
 
 
 def test_mirroring_keeps_images_and_targets_together(folder):
-    batch = Batches(folder, CONFIG, 3, 0)(0)
+    batch = Batches(folder, CONFIG, 3, 0, 6)(0)
     mirrored = augment(batch, np.random.default_rng(2))
     for i in range(3):
         flipped = not torch.equal(mirrored["true_occupancy"][i], batch["true_occupancy"][i])
@@ -68,7 +73,7 @@ def test_mirroring_keeps_images_and_targets_together(folder):
 
 
 def run(network, folder, out, loss=pretrain.loss, trained=None, stage=STAGE):
-    batches = Batches(folder, CONFIG, stage.batch_size, stage.seed)
+    batches = Batches(folder, CONFIG, stage.batch_size, stage.seed, stage.cases)
     train("test", network, trained or network.parameters(), lambda b, r: loss(network, b, r), batches, stage, out, "cpu")
 
 
