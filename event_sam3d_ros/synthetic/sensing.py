@@ -43,8 +43,8 @@ def degrade_mask(blurred_alpha: NDArray[np.float32], rng: np.random.Generator) -
 
     blurred_alpha: (H, W) mean coverage over the exposure. It is cut at a random threshold in .08-.92, dilated or eroded
     by 0-2 pixels and shifted by 0-2 pixels: a threshold of one half alone would show the sharp silhouette. Never empty:
-    where nothing is left, the threshold is lowered and nothing eroded. Raises InputError (`empty_mask`) where the object
-    was never in view.
+    where nothing is left, the threshold is lowered and nothing eroded. Raises InputError (`empty_mask`) where the
+    object was never in view.
     """
     if not blurred_alpha.any():
         raise InputError("the object is out of view: there is nothing to mask", reason="empty_mask")

@@ -334,6 +334,8 @@ def _sample(
         sdf = distance.reshape(resolution, resolution, resolution).numpy()
         if ndimage.label(sdf < 0)[1] == 1:
             return sdf, upper - lower
+        if len(steps) == 1:
+            break
         steps = steps[:-1]
     return None
 
