@@ -84,16 +84,16 @@ class CameraModel:
         """Whether rectification changes anything."""
         return bool(np.any(self.D != 0))
 
-    def rectify(self, image: NDArray, nearest: bool) -> NDArray:
+    def rectify(self, image: NDArray, nearest: bool, name: str = "image") -> NDArray:
         """The image [H,W] or [H,W,C] without lens distortion, same size, dtype and K; the image itself if D is 0.
 
         ``nearest`` keeps values as they are (masks, depth, event images), otherwise bilinear (photographs). Raises
-        InputError ``size_mismatch`` if the image is not of the calibration's size.
+        InputError ``size_mismatch``, calling the image by ``name``, if it is not of the calibration's size.
         """
         if image.shape[:2] != (self.height, self.width):
             raise InputError(
-                f"image is {image.shape[1]}x{image.shape[0]}, its calibration {self.width}x{self.height} pixels: "
-                "send the CameraInfo that belongs to the image",
+                f"{name} is {image.shape[1]}x{image.shape[0]}, the CameraInfo {self.width}x{self.height} pixels: "
+                "frame, mask, depth and events must share one pixel grid, that of the CameraInfo",
                 reason="size_mismatch",
             )
         if not self.is_distorted:

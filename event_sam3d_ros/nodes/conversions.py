@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import importlib
 import sys
-from typing import Any
 
 import cv2
 import numpy as np
@@ -162,9 +161,7 @@ def _byte_array(values: NDArray) -> array.array:
     return data
 
 
-def points_message(
-    points: NDArray, colors: NDArray, header: Header, object_ids: NDArray | None = None
-) -> PointCloud2:
+def points_message(points: NDArray, colors: NDArray, header: Header, object_ids: NDArray | None = None) -> PointCloud2:
     """PointCloud2 of points [N,3] float32 in metres and colors [N,3] uint8 RGB, unordered and dense.
 
     Fields x y z (float32), rgb (float32 whose bytes are 0x00RRGGBB) and, if given, object_id (uint32).

@@ -167,7 +167,7 @@ EVENT_IMAGE_NODE = ParameterTable(
 RECONSTRUCTION_NODE = ParameterTable(
     *_SHARED,
     Parameter("model", "nano", "Name of an installed model, or path of a .safetensors file."),
-    Parameter("device", "auto", "Where the network runs. auto: CUDA if there is any.", choices=("auto", "cpu", "cuda")),
+    Parameter("device", "auto", "Where the network runs: cpu, cuda, cuda:1, or auto for CUDA if there is any."),
     Parameter(
         "precision",
         "auto",
@@ -192,8 +192,16 @@ RECONSTRUCTION_NODE = ParameterTable(
     Parameter(
         "rectified", False, "The images come rectified (image_rect): CameraInfo's P counts and its D is not applied."
     ),
-    Parameter("min_events", 200, "With fewer events in its window a frame goes without them.", 0, dynamic=True),
-    Parameter("depth_tolerance_ms", 20.0, "Largest difference of stamps of frame and depth.", 0.0, 1000.0, dynamic=True),
+    Parameter(
+        "min_events",
+        -1,
+        "With fewer events in its window a frame goes without them; -1: as the model says.",
+        -1,
+        dynamic=True,
+    ),
+    Parameter(
+        "depth_tolerance_ms", 20.0, "Largest difference of stamps of frame and depth.", 0.0, 1000.0, dynamic=True
+    ),
     Parameter(
         "pair_timeout_ms",
         300.0,

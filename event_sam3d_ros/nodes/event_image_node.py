@@ -1,0 +1,146 @@
+"""event_image_node: event packets and frame stamps in, one Tencode image per frame out."""
+
+from __future__ import annotations
+
+import importlib
+import time
+
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from event_sam3d_ros.errors import ConfigurationError
+from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.msg import EventWindow as EventWindowMessage
+from event_sam3d_ros.nodes.conversions import header_stamp_of_cdr, image_message, ns_to_stamp
+from event_sam3d_ros.nodes.event_windows import EventWindow, EventWindows, WindowSettings
+from event_sam3d_ros.nodes.parameters import EVENT_IMAGE_NODE
+from event_sam3d_ros.nodes.pipeline_node import PipelineNode, run_node
+
+_REASONS = (
+    "truncated_message",
+    "corrupt_message",
+    "truncated_packet",
+    "corrupt_packet",
+    "unknown_encoding",
+    "stream_changed",
+    "backward_time",
+    "time_jump",
+    "sequence_gap",
+    "no_events_yet",
+    "incomplete_window",
+    "too_many_frames",
+    "zero_stamp",
+    "unknown_parameter",
+    "bad_parameter",
+)
+# Every one of these begins with a Header, all that is needed of it. camera_info comes with every frame like the image,
+# but is a thousand times smaller.
+_FRAME_SOURCES = {
+    "camera_info": ("camera/camera_info", CameraInfo),
+    "image": ("camera/image_raw", Image),
+    "compressed_image": ("camera/image_raw/compressed", CompressedImage),
+}
+_POLL_S = 0.02
+
+
+class EventImageNode(PipelineNode):
+    """Decodes events straight from the messages' bytes and publishes a Tencode image for each RGB frame."""
+
+    def __init__(self) -> None:
+        super().__init__("event_image_node", EVENT_IMAGE_NODE, _REASONS)
+        self._windows: EventWindows | None = None
+
+    def configure(self) -> None:
+        """Buffer and publishers."""
+        self._event_class = _message_class(self.value("event_type"))
+        self._image_publisher = self.add_output(Image, "~/event_image", 5)
+        self._window_publisher = self.add_output(EventWindowMessage, "~/event_window", 5)
+
+    def activate(self) -> None:
+        """Subscribe to events and frames."""
+        buffer = EventBuffer(
+            int(self.value("buffer_ms") * 1000),
+            self.value("buffer_max_events"),
+            int(self.value("buffer_max_mb") * 1e6),
+        )
+        continuous = self.value("window_mode") == "continuous"
+        self._windows = EventWindows(
+            self.value("event_type"), self._settings(), buffer, self.health.report, continuous=continuous
+        )
+        self.add_input(
+            "events",
+            self._event_class,
+            "event_camera/events",
+            self._on_events,
+            reliability="best_effort",
+            depth=1000,
+            raw=True,
+        )
+        if not continuous:
+            topic, frame_class = _FRAME_SOURCES[self.value("frame_source")]
+            self.add_input("frames", frame_class, topic, self._on_frame, raw=True)
+        self._poll_timer = self.create_timer(_POLL_S, self._publish_ready, clock=self.steady_clock)
+
+    def deactivate(self) -> None:
+        """Stop and forget the events."""
+        if self._windows is not None:
+            self.destroy_timer(self._poll_timer)
+            self._windows = None
+
+    def parameters_changed(self) -> None:
+        """Windows may change while running."""
+        if self._windows is not None:
+            self._windows.settings = self._settings()
+
+    def _settings(self) -> WindowSettings:
+        return WindowSettings(
+            length_ns=round(self.value("window_ms") * 1e6),
+            at_end=self.value("window_alignment") == "end",
+            exposure_offset_ns=round(self.value("exposure_offset_ms") * 1e6),
+            max_wait_s=self.value("max_wait_ms") / 1e3,
+        )
+
+    def _on_events(self, cdr: bytes) -> None:
+        assert self._windows is not None
+        self._windows.add_packet(cdr)
+        self._publish_ready()
+
+    def _on_frame(self, cdr: bytes) -> None:
+        assert self._windows is not None
+        self._windows.add_frame(*header_stamp_of_cdr(cdr), time.monotonic())
+        self._publish_ready()
+
+    def _publish_ready(self) -> None:
+        assert self._windows is not None
+        for window in self._windows.ready(time.monotonic()):
+            self._publish(window)
+
+    def _publish(self, window: EventWindow) -> None:
+        header = Header(stamp=ns_to_stamp(window.stamp_ns), frame_id=window.frame_id)
+        message = EventWindowMessage(header=header, event_count=window.event_count)
+        message.window_start, message.window_end = ns_to_stamp(window.start_ns), ns_to_stamp(window.end_ns)
+        self._window_publisher.publish(message)
+        self._image_publisher.publish(image_message(window.image, "rgb8", header))
+        self.health.tick("event_image")
+        self.health.latency((self.get_clock().now().nanoseconds - window.stamp_ns) / 1e6)
+
+    def diagnostic_values(self) -> dict[str, str]:
+        """Buffer and decoder counters."""
+        return self._windows.values if self._windows else {}
+
+
+def _message_class(name: str) -> type:
+    package, _, message = name.partition("/msg/")
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), message)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"event_type {name} needs the message package {package}, which is not installed here ({error}): "
+            f"install ros-$ROS_DISTRO-{package.replace('_', '-')} or build it beside this package",
+            reason="missing_message_package",
+        ) from error
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node."""
+    return run_node(EventImageNode, args)

@@ -1,0 +1,105 @@
+"""Subscriptions that find out how their publishers send, and say why nothing arrives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+from event_sam3d_ros.errors import EventSam3dError
+from event_sam3d_ros.nodes.health import Health
+
+
+class Input:
+    """One subscription of a node.
+
+    reliability  auto, reliable or best_effort. auto: reliable if all publishers are, else best effort; ``refresh``,
+                 called about twice a second, makes the subscription anew where that changed.
+    needed       whether silence on it is worth a warning; otherwise only while somebody publishes
+    raw          hand serialized bytes to the callback, without filling a message
+
+    Errors of this package raised by the callback are counted and logged, so that bad input never ends the node.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        health: Health,
+        source: str,
+        message_type: type,
+        topic: str,
+        callback: Callable[[Any], None],
+        *,
+        reliability: str = "auto",
+        depth: int = 5,
+        needed: bool = True,
+        raw: bool = False,
+    ) -> None:
+        self.source = source
+        self._node, self._health, self._callback = node, health, callback
+        self._type, self._topic, self._depth, self._raw = message_type, topic, depth, raw
+        self._auto, self._needed = reliability == "auto", needed
+        self._reliable = reliability != "best_effort"
+        self._since = time.monotonic()
+        self._subscription = self._subscribe()
+        self.refresh()
+
+    def _subscribe(self) -> Any:
+        reliability = ReliabilityPolicy.RELIABLE if self._reliable else ReliabilityPolicy.BEST_EFFORT
+        # This handler takes the place of rclpy's, which would log the incompatible QoS that refresh() is about to mend.
+        events = SubscriptionEventCallbacks(incompatible_qos=lambda _: None) if self._auto else None
+        qos = QoSProfile(depth=self._depth, reliability=reliability, durability=DurabilityPolicy.VOLATILE)
+        return self._node.create_subscription(
+            self._type, self._topic, self._received, qos, event_callbacks=events, raw=self._raw
+        )
+
+    def _received(self, message: Any) -> None:
+        self._health.tick(self.source)
+        try:
+            self._callback(message)
+        except EventSam3dError as error:
+            self._health.report(error.reason, f"{self.topic}: {error}")
+
+    @property
+    def topic(self) -> str:
+        """The topic's full name after remapping."""
+        return self._subscription.topic_name
+
+    @property
+    def has_publishers(self) -> bool:
+        """Whether anybody publishes on the topic."""
+        return self._node.count_publishers(self.topic) > 0
+
+    def refresh(self) -> None:
+        """Follow the publishers' reliability (auto only)."""
+        if not self._auto:
+            return
+        publishers = self._node.get_publishers_info_by_topic(self.topic)
+        reliable = all(info.qos_profile.reliability == ReliabilityPolicy.RELIABLE for info in publishers)
+        if reliable != self._reliable:
+            self._reliable = reliable
+            self.destroy()
+            self._subscription = self._subscribe()
+
+    def silence(self, limit_s: float) -> str | None:
+        """A sentence if nothing has come for ``limit_s`` seconds, with what is known about the publishers."""
+        last = max(self._since, self._health.last_tick(self.source) or self._since)
+        if time.monotonic() - last < limit_s or not (self._needed or self.has_publishers):
+            return None
+        publishers = self._node.get_publishers_info_by_topic(self.topic)
+        described = ", ".join(
+            f"{info.node_name} ({info.topic_type}, {info.qos_profile.reliability.short_key}, "
+            f"{info.qos_profile.durability.short_key})"
+            for info in publishers
+        )
+        known = f"publishers: {len(publishers)}" + (f", their type and QoS: {described}" if publishers else "")
+        own = "reliable" if self._reliable else "best_effort"
+        return f"no message on {self.topic} for {limit_s:g} s; {known}; asked for {own}"
+
+    def destroy(self) -> None:
+        """End the subscription."""
+        self._node.destroy_subscription(self._subscription)

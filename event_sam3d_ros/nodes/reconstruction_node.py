@@ -1,0 +1,290 @@
+"""reconstruction_node: frame, event image, mask and depth of one moment in, objects with shape and pose out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header, String
+from tf2_msgs.msg import TFMessage
+from visualization_msgs.msg import MarkerArray
+
+from event_sam3d_ros.camera.model import CameraModel
+from event_sam3d_ros.errors import CalibrationError, EventSam3dError, InputError
+from event_sam3d_ros.msg import EventWindow, ReconstructedObjectArray
+from event_sam3d_ros.nodes import conversions, debug_image, outputs
+from event_sam3d_ros.nodes.observations import FrameArrays, build_observation
+from event_sam3d_ros.nodes.pairing import Frame, StampPairing
+from event_sam3d_ros.nodes.parameters import RECONSTRUCTION_NODE
+from event_sam3d_ros.nodes.pipeline_node import PipelineNode, run_node
+from event_sam3d_ros.nodes.worker import LatestWinsWorker
+from event_sam3d_ros.preprocess import Observation
+from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
+
+_REASONS = (
+    "missing_image",
+    "missing_mask",
+    "missing_event_image",
+    "missing_depth",
+    "empty_mask",
+    "object_too_small",
+    "nothing_solid",
+    "few_events",
+    "size_mismatch",
+    "no_camera_info",
+    "not_calibrated",
+    "bad_calibration",
+    "bad_encoding",
+    "bad_image",
+    "zero_stamp",
+    "window_mismatch",
+    "dropped_latest_wins",
+    "stale",
+    "out_of_memory",
+    "inference_error",
+    "corrupt_checkpoint",
+    "unknown_parameter",
+    "bad_parameter",
+)
+_EXPIRE_PERIOD_S = 0.05
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+_EVENT_SOURCES = ("event_image", "event_window")
+# By input_mode: groups of sources that a frame needs, and groups that it waits for but can do without.
+_SOURCES: dict[str, tuple[list[tuple[str, ...]], list[tuple[str, ...]]]] = {
+    "fused": ([("image",), ("mask",)], [_EVENT_SOURCES]),
+    "rgb": ([("image",), ("mask",)], []),
+    "events": ([_EVENT_SOURCES, ("mask",)], []),
+}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One frame with all that the worker needs."""
+
+    frame: Frame
+    camera: CameraModel | None
+
+
+class ReconstructionNode(PipelineNode):
+    """Pairs the inputs by stamp, reconstructs the newest complete frame in a thread of its own, publishes the result.
+
+    ``load_reconstructor`` takes model, device, precision and seed.
+    """
+
+    def __init__(self, load_reconstructor: Callable[..., Any] = Reconstructor.from_pretrained) -> None:
+        self._load_reconstructor = load_reconstructor
+        self._reconstructor: Any = None
+        self._worker: LatestWinsWorker[_Task] | None = None
+        self._camera: CameraModel | None = None
+        self._camera_info: CameraInfo | None = None
+        super().__init__("reconstruction_node", RECONSTRUCTION_NODE, _REASONS)
+
+    # Lifecycle
+
+    def configure(self) -> None:
+        """Model and publishers."""
+        if self.value("threads"):
+            torch.set_num_threads(self.value("threads"))
+        self._reconstructor = self._load_reconstructor(
+            self.value("model"), self.value("device"), self.value("precision"), self.value("seed")
+        )
+        self._objects = self.add_output(ReconstructedObjectArray, "~/objects", 5)
+        self._points = self.add_output(PointCloud2, "~/points", 5)
+        self._markers = self.add_output(MarkerArray, "~/markers", 5)
+        self._transforms = self.add_output(TFMessage, "/tf", 100)
+        self._debug = self.add_output(Image, "~/debug_image", 1)
+        info = self._reconstructor.info
+        self._model_name = ".".join(str(info[key]) for key in ("name", "tag") if key in info)
+        self.add_output(String, "~/model_info", _LATCHED).publish(String(data=json.dumps(info)))
+
+    def cleanup(self) -> None:
+        """Let go of the model and its memory."""
+        self._reconstructor = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def activate(self) -> None:
+        """Subscribe and start the worker."""
+        required, optional = _SOURCES[self.value("input_mode")]
+        depth = self._subscribe({source for group in required + optional for source in group})
+        self._pairing = StampPairing(
+            required,
+            optional,
+            self.health.report,
+            near="depth" if depth else "",
+            near_expected=lambda: depth is not None and depth.has_publishers,
+        )
+        self.parameters_changed()
+        self._worker = LatestWinsWorker(self._process, self._dropped, "reconstruction")
+        self._expire_timer = self.create_timer(_EXPIRE_PERIOD_S, self._expire, clock=self.steady_clock)
+
+    def _subscribe(self, sources: set[str]) -> Any:
+        types = {
+            "image": (Image, "camera/image_raw"),
+            "mask": (Image, "camera/mask"),
+            "event_image": (Image, "event_image_node/event_image"),
+            "event_window": (EventWindow, "event_image_node/event_window"),
+        }
+        if self.value("image_type") == "compressed":
+            types["image"] = (CompressedImage, "camera/image_raw/compressed")
+        self.add_input("camera_info", CameraInfo, "camera/camera_info", self._on_camera_info)
+        for source in sources:
+            self.add_input(source, *types[source], lambda message, source=source: self._on_message(source, message))
+        if self.value("depth_type") == "none":
+            return None
+        depth_class = Image if self.value("depth_type") == "image" else PointCloud2
+        return self.add_input(
+            "depth", depth_class, "camera/depth", lambda message: self._on_message("depth", message), needed=False
+        )
+
+    def deactivate(self) -> None:
+        """Stop the worker and forget what waits."""
+        if self._worker is not None:
+            self.destroy_timer(self._expire_timer)
+            self._worker.stop()
+        self._worker = self._camera = self._camera_info = None
+
+    def parameters_changed(self) -> None:
+        """Pairing may change while running."""
+        if self.state != "unconfigured" and hasattr(self, "_pairing"):
+            self._pairing.timeout_s = self.value("pair_timeout_ms") / 1e3
+            self._pairing.tolerance_ns = round(self.value("depth_tolerance_ms") * 1e6)
+
+    # Inputs
+
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        known = self._camera_info
+        if known is not None:
+            message_header, message.header = message.header, known.header
+            if message == known:
+                return
+            message.header = message_header
+        self._camera = CameraModel.from_camera_info(message, already_rectified=self.value("rectified"))
+        self._camera_info = message
+
+    def _on_message(self, source: str, message: Any) -> None:
+        stamp_ns = conversions.stamp_to_ns(message.header.stamp)
+        self._submit(self._pairing.add(source, stamp_ns, message, time.monotonic()))
+
+    def _expire(self) -> None:
+        self._submit(self._pairing.expire(time.monotonic()))
+
+    def _submit(self, frames: list[Frame]) -> None:
+        assert self._worker is not None
+        for frame in frames:
+            self._worker.submit(_Task(frame, self._camera))
+
+    def _dropped(self, task: _Task) -> None:
+        self.health.report(
+            "dropped_latest_wins", "a frame was dropped for a newer one: the model is slower than the camera"
+        )
+
+    # Worker thread
+
+    def _process(self, task: _Task) -> None:
+        try:
+            self._reconstruct(task)
+        except EventSam3dError as error:
+            self.health.report(error.reason, str(error))
+        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            torch.cuda.empty_cache()
+            text = str(error).splitlines()[0] if str(error) else "out of memory"
+            self.health.report("out_of_memory", f"a frame was dropped: {text}")
+        except Exception as error:  # one frame must not end the stream: whatever it was, it is named and counted
+            self.health.report("inference_error", f"a frame was dropped: {type(error).__name__}: {error}")
+
+    def _reconstruct(self, task: _Task) -> None:
+        begin = time.monotonic()
+        if task.camera is None:
+            raise CalibrationError(
+                "a frame came, but no usable CameraInfo: publish it on camera/camera_info", reason="no_camera_info"
+            )
+        self._check_age(task.frame.stamp_ns)
+        observation = self._observation(task)
+        reconstructions = self._reconstructor(observation)
+        self._check_age(task.frame.stamp_ns)
+        self._publish(task, observation, reconstructions, (time.monotonic() - begin) * 1e3)
+
+    def _check_age(self, stamp_ns: int) -> None:
+        age_ms, limit_ms = self._age_ms(stamp_ns), self.value("max_age_ms")
+        if limit_ms and age_ms > limit_ms:
+            raise InputError(
+                f"a frame is {age_ms:.0f} ms old, more than max_age_ms ({limit_ms:g}): the model is too slow, or "
+                "this is a recording played without its clock (set use_sim_time)",
+                reason="stale",
+            )
+
+    def _age_ms(self, stamp_ns: int) -> float:
+        return (self.get_clock().now().nanoseconds - stamp_ns) / 1e6
+
+    def _observation(self, task: _Task) -> Observation:
+        messages = task.frame.messages
+        arrays: dict[str, Any] = {"mask": conversions.mask_from_message(messages["mask"])}
+        if "image" in messages:
+            arrays["image"] = conversions.rgb_from_message(messages["image"])
+        if "event_image" in messages:
+            window = messages["event_window"]
+            self._check_window(window)
+            arrays["event_image"] = conversions.rgb_from_message(messages["event_image"])
+            arrays["event_count"] = window.event_count
+        if isinstance(messages.get("depth"), PointCloud2):
+            arrays["points"] = conversions.xyz_from_message(messages["depth"])
+        elif "depth" in messages:
+            arrays["depth"] = conversions.depth_from_message(messages["depth"])
+        min_events = self.value("min_events")
+        if min_events < 0:
+            min_events = self._reconstructor.info["min_events"]
+        frame_arrays = FrameArrays(stamp_ns=task.frame.stamp_ns, **arrays)
+        return build_observation(frame_arrays, task.camera, min_events, self.health.report)
+
+    def _check_window(self, window: EventWindow) -> None:
+        length_ms = (conversions.stamp_to_ns(window.window_end) - conversions.stamp_to_ns(window.window_start)) / 1e6
+        if abs(length_ms - self._reconstructor.info["window_ms"]) > 0.5:
+            self.health.report(
+                "window_mismatch",
+                f"event windows are {length_ms:g} ms long, the model was trained with "
+                f"{self._reconstructor.info['window_ms']:g} ms: set window_ms of event_image_node",
+            )
+
+    def _publish(
+        self, task: _Task, observation: Observation, reconstructions: list[Reconstruction], processing_ms: float
+    ) -> None:
+        messages = task.frame.messages
+        header: Header = messages.get("image", messages["mask"]).header
+        message = ReconstructedObjectArray(header=header, processing_ms=processing_ms, model=self._model_name)
+        message.objects = [outputs.object_message(reconstruction, header) for reconstruction in reconstructions]
+        if observation.event_image is not None:
+            window = messages["event_window"]
+            message.window_start, message.window_end = window.window_start, window.window_end
+            message.event_count = window.event_count
+        self._objects.publish(message)
+        self._points.publish(outputs.merged_points(reconstructions, header))
+        self._transforms.publish(outputs.transforms(reconstructions, header))
+        self.health.tick("objects")
+        self.health.latency(self._age_ms(task.frame.stamp_ns))
+        if self._markers.get_subscription_count():
+            self._markers.publish(outputs.markers(reconstructions, header))
+        if self._debug.get_subscription_count():
+            picture = debug_image.draw(observation, reconstructions)
+            self._debug.publish(conversions.image_message(picture, "rgb8", header))
+
+    def diagnostic_values(self) -> dict[str, str]:
+        """Model, device and its memory."""
+        if self._reconstructor is None:
+            return {}
+        values = {"model": self._model_name, "device": str(getattr(self._reconstructor, "device", "unknown"))}
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            values["gpu_memory_free_mb"], values["gpu_memory_mb"] = f"{free / 1e6:.0f}", f"{total / 1e6:.0f}"
+        return values
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node."""
+    return run_node(ReconstructionNode, args)

@@ -1,0 +1,268 @@
+"""From packets and frame stamps to event images: against the offline functions, with bad packets in between."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from event_sam3d_ros.errors import DecodeError, InputError
+from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr, make_encoder
+from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.nodes.event_windows import EventWindows, WindowSettings
+
+WIDTH, HEIGHT = 64, 48
+START_NS = 1_700_000_000_000_000_000
+PACKET_US = 5000
+MS = 1_000_000
+
+
+def random_events(count=4000, duration_us=200_000, seed=0):
+    generator = np.random.default_rng(seed)
+    return Events(
+        np.sort(generator.integers(0, duration_us, count)),
+        generator.integers(0, WIDTH, count).astype(np.uint16),
+        generator.integers(0, HEIGHT, count).astype(np.uint16),
+        generator.integers(0, 2, count).astype(np.uint8),
+    )
+
+
+def packets(events, encoding="evt3", shift_ns=0, width=WIDTH):
+    """Serialized packets of 5 ms each, stamped when their first event happens."""
+    encoder = make_encoder(encoding, width, HEIGHT)
+    made = []
+    for seq, t0 in enumerate(range(0, int(events.t[-1]) + 1, PACKET_US)):
+        part = events[(events.t >= t0) & (events.t < t0 + PACKET_US)]
+        payload, time_base = encoder.encode(part)
+        made.append(
+            encode_event_packet_cdr(
+                stamp_ns=START_NS + int(part.t[0]) * 1000 + shift_ns,
+                frame_id="events",
+                width=width,
+                height=HEIGHT,
+                seq=seq,
+                time_base=time_base,
+                encoding=encoding,
+                payload=payload,
+            )
+        )
+    return made
+
+
+class Setup:
+    def __init__(self, message_type="event_camera_msgs/msg/EventPacket", **options):
+        self.reports = []
+        self.windows = EventWindows(
+            message_type,
+            WindowSettings(),
+            EventBuffer(1_000_000, 1_000_000, 1 << 30),
+            lambda reason, sentence: self.reports.append((reason, sentence)),
+            **options,
+        )
+
+    @property
+    def counts(self):
+        return Counter(reason for reason, _ in self.reports)
+
+    def feed(self, cdrs):
+        for cdr in cdrs:
+            self.windows.add_packet(cdr)
+
+    def window_at(self, stamp_ms, now_s=0.0):
+        self.windows.add_frame(START_NS + stamp_ms * MS, "camera", now_s)
+        return self.windows.ready(now_s)
+
+
+def expected_image(events, t0_us, t1_us):
+    inside = events[(events.t >= t0_us) & (events.t < t1_us)]
+    return len(inside), tencode(inside, t0_us, t1_us, WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("encoding", ["evt3", "mono", "libcaer"])
+@pytest.mark.parametrize("at_end, t0_us", [(False, 75_000), (True, 50_000)])
+def test_a_frame_gets_the_events_around_its_stamp(encoding, at_end, t0_us):
+    events = random_events()
+    setup = Setup()
+    setup.windows.settings.at_end = at_end
+    setup.feed(packets(events, encoding))
+    (window,) = setup.window_at(100)
+    count, image = expected_image(events, t0_us, t0_us + 50_000)
+    assert (window.stamp_ns, window.frame_id) == (START_NS + 100 * MS, "camera")
+    assert (window.start_ns, window.end_ns) == (START_NS + t0_us * 1000, START_NS + (t0_us + 50_000) * 1000)
+    assert window.event_count == count > 100
+    assert np.array_equal(window.image, image)
+    assert not setup.reports
+
+
+def test_dvs_messages_carry_ros_time_whatever_their_stamp_says():
+    events = random_events()
+    absolute = Events(events.t + START_NS // 1000, events.x, events.y, events.p)
+    setup = Setup("dvs_msgs/msg/EventArray")
+    for t0 in range(0, 200_000, PACKET_US):
+        part = absolute[(events.t >= t0) & (events.t < t0 + PACKET_US)]
+        setup.feed([encode_dvs_event_array_cdr(START_NS + (t0 + PACKET_US) * 1000, "events", WIDTH, HEIGHT, part)])
+    (window,) = setup.window_at(100)
+    count, image = expected_image(events, 75_000, 125_000)
+    assert window.event_count == count and np.array_equal(window.image, image)
+    assert not setup.reports
+
+
+def test_a_frame_waits_for_the_end_of_its_window_or_until_its_time_is_over():
+    events = random_events()
+    cdrs = packets(events)
+    setup = Setup()
+    setup.feed(cdrs[:24])  # events until 120 ms, the window ends at 125 ms
+    assert setup.window_at(100, now_s=1.0) == []
+    assert setup.windows.ready(1.09) == []
+    (window,) = setup.windows.ready(1.11)
+    assert window.event_count == np.count_nonzero((events.t >= 75_000) & (events.t < 120_000))
+    assert setup.counts == {"incomplete_window": 1}
+    assert setup.window_at(100, now_s=2.0) == []
+    setup.feed(cdrs[24:26])
+    assert len(setup.windows.ready(2.0)) == 1
+
+
+def test_a_frame_before_any_event_is_counted_and_given_up():
+    setup = Setup()
+    assert setup.window_at(100, now_s=1.0) == []
+    assert setup.windows.ready(1.2) == []
+    assert setup.counts == {"no_events_yet": 1}
+
+
+def test_windows_back_to_back_share_out_all_events():
+    events = random_events()
+    setup = Setup(continuous=True)
+    windows = []
+    for cdr in packets(events):
+        setup.feed([cdr])
+        windows += setup.windows.ready(0.0)
+    starts = [window.start_ns for window in windows]
+    first = START_NS + int(events.t[0]) * 1000
+    assert starts == [first + index * 50 * MS for index in range(3)]
+    assert [window.stamp_ns for window in windows] == [start + 25 * MS for start in starts]
+    for window in windows:
+        t0 = (window.start_ns - START_NS) // 1000
+        assert window.event_count == expected_image(events, t0, t0 + 50_000)[0]
+
+
+def test_lost_packets_are_seen_from_their_numbers():
+    cdrs = packets(random_events())
+    setup = Setup()
+    setup.feed(cdrs[:10] + cdrs[13:])
+    assert setup.windows.lost_packets == 3
+    assert setup.counts == {"sequence_gap": 1}
+    (window,) = setup.window_at(130)
+    assert window.event_count > 100
+
+
+def some_payload(shift_us=50_000):
+    events = random_events()
+    shifted = Events(events.t[:50] + shift_us, events.x[:50], events.y[:50], events.p[:50])
+    return make_encoder("evt3", WIDTH, HEIGHT).encode(shifted)[0]
+
+
+def far_payload(cdrs):
+    """A packet of the stream whose time words point some seconds ahead."""
+    return packet(payload=some_payload(shift_us=5_000_000))
+
+
+def packet(**changes):
+    fields = {
+        "stamp_ns": START_NS + 50 * MS,
+        "frame_id": "events",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "seq": 10,
+        "time_base": 0,
+        "encoding": "evt3",
+        "payload": b"",
+    }
+    return encode_event_packet_cdr(**(fields | changes))
+
+
+def garbage():
+    return packet(payload=np.random.default_rng(1).integers(0, 256, 4000, np.uint8).tobytes())
+
+
+REFUSED_AT_ONCE = {
+    "truncated_message": lambda cdrs: cdrs[10][:60],
+    "truncated_packet": lambda cdrs: packet(payload=b"abc"),
+    "corrupt_packet": lambda cdrs: garbage(),
+    "corrupt_message": lambda cdrs: b"nothing that was ever a message",
+    "zero_stamp": lambda cdrs: packet(stamp_ns=0),
+}
+SET_ASIDE = {
+    "stream_changed": [
+        lambda cdrs: packet(width=32),
+        lambda cdrs: packet(encoding="mono"),
+        lambda cdrs: packet(encoding="made_up"),
+    ],
+    "backward_time": [lambda cdrs: packet(stamp_ns=START_NS - 10_000 * MS)],
+    "time_jump": [far_payload, lambda cdrs: packet(stamp_ns=START_NS + 60_000 * MS, payload=some_payload())],
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED_AT_ONCE)
+def test_a_packet_that_makes_no_sense_changes_nothing(reason):
+    cdrs = packets(random_events())
+    clean, setup = Setup(), Setup()
+    clean.feed(cdrs)
+    setup.feed(cdrs[:10])
+    with pytest.raises((DecodeError, InputError)) as error:
+        setup.feed([REFUSED_AT_ONCE[reason](cdrs)])
+    assert error.value.reason == reason
+    setup.feed(cdrs[10:])
+    assert np.array_equal(setup.window_at(100)[0].image, clean.window_at(100)[0].image)
+    assert not setup.reports
+
+
+@pytest.mark.parametrize("reason, bad", [(reason, bad) for reason, bads in SET_ASIDE.items() for bad in bads])
+def test_one_packet_of_another_stream_is_dropped_with_one_report(reason, bad):
+    cdrs = packets(random_events())
+    odd = bad(cdrs)
+    clean, setup = Setup(), Setup()
+    clean.feed(cdrs)
+    setup.feed(cdrs[:10] + [odd] + cdrs[10:])
+    (window,), (expected,) = setup.window_at(100), clean.window_at(100)
+    assert window.event_count == expected.event_count
+    assert np.array_equal(window.image, expected.image)
+    assert setup.counts == {reason: 1}
+
+
+def test_empty_packets_do_not_move_the_stream_whatever_their_stamp():
+    cdrs = packets(random_events())
+    setup = Setup()
+    empty = [packet(stamp_ns=START_NS + 60_000 * MS, seq=9), packet(seq=9)]
+    setup.feed(cdrs[:10] + empty + cdrs[10:])
+    assert setup.window_at(100)[0].event_count > 100
+    assert not setup.reports
+
+
+def test_a_looping_bag_starts_anew_with_one_report_and_no_loss():
+    events = random_events(duration_us=400_000, count=8000)
+    cdrs = packets(events)
+    once, looped = Setup(), Setup()
+    once.feed(cdrs)
+    looped.feed(cdrs + cdrs)
+    assert looped.counts == {"backward_time": 1}
+    (window,), (expected,) = looped.window_at(100), once.window_at(100)
+    assert np.array_equal(window.image, expected.image)
+    assert window.event_count == expected.event_count
+
+
+def test_another_camera_takes_over_with_one_report():
+    setup = Setup()
+    setup.feed(packets(random_events()))
+    narrow = random_events(seed=1)
+    setup.feed(packets(narrow, width=80, shift_ns=1000 * MS))
+    (window,) = setup.window_at(1100)
+    assert window.image.shape == (HEIGHT, 80, 3)
+    assert setup.counts == {"stream_changed": 1}
+
+
+def test_no_more_frames_wait_than_allowed():
+    setup = Setup()
+    for index in range(70):
+        setup.windows.add_frame(START_NS + index, "camera", 0.0)
+    assert setup.counts == {"too_many_frames": 6}
