@@ -27,7 +27,7 @@ LossFunction = Callable[[dict[str, Tensor], np.random.Generator], tuple[Tensor, 
 class StageConfig:
     """One stage's schedule: ``steps`` of ``batch_size`` samples, drawn from the first ``cases`` rendered ones."""
 
-    cases: int = 12000
+    cases: int = 10944
     steps: int = 1000
     batch_size: int = 32
     learning_rate: float = 1.5e-3
