@@ -111,7 +111,7 @@ class EventWindows:
     def values(self) -> dict[str, str]:
         """Key-values for diagnostics."""
         counters = self._buffer.counters | (self._decoder.counters if self._decoder else {})
-        return {"buffered_events": str(len(self._buffer)), "lost_packets": str(self.lost_packets)} | {
+        return {"events/buffered": str(len(self._buffer)), "lost_packets": str(self.lost_packets)} | {
             f"events/{name}": str(count) for name, count in counters.items()
         }
 
