@@ -1,0 +1,19 @@
+"""A camera with events only (metavision_driver): windows back to back, masks with the stamps of the event images."""
+
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription
+from launch.substitutions import PathJoinSubstitution
+from launch_ros.substitutions import FindPackageShare
+
+ARGUMENTS = {
+    "events_topic": "/event_camera/events",
+    "camera_info_topic": "/event_camera/camera_info",
+    "mask_topic": "/event_camera/mask",
+    "input_mode": "events",
+    "window_mode": "continuous",
+}
+
+
+def generate_launch_description():
+    core = PathJoinSubstitution([FindPackageShare("event_sam3d_ros"), "launch", "reconstruct.launch.py"])
+    return LaunchDescription([IncludeLaunchDescription(core, launch_arguments=ARGUMENTS.items())])
