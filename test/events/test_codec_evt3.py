@@ -159,6 +159,13 @@ def test_round_trip(rows, cuts):
     assert not any(decoder.counters.values())
 
 
+@pytest.mark.parametrize("pause_us", [WRAP_US // 2, WRAP_US - 5 * 4096, WRAP_US, WRAP_US + 1, 5 * WRAP_US - 4096])
+def test_pauses_near_whole_wraps_are_bridged(pause_us):
+    rows = [(3, 1, 1, 1), (3 + pause_us, 2, 2, 0)]
+    payload, _ = make_encoder("evt3", WIDTH, HEIGHT).encode(make(rows))
+    assert rows_of(make_decoder("evt3", WIDTH, HEIGHT).decode(payload)) == rows
+
+
 def test_rows_of_events_become_vectors():
     rows = [(7, x, 3, 1) for x in range(32)]
     payload, _ = make_encoder("evt3", WIDTH, HEIGHT).encode(make(rows))
