@@ -83,7 +83,7 @@ class Peer:
         deadline = time.monotonic() + timeout_s
         while not (value := condition()) and time.monotonic() < deadline:
             self._rclpy.spin_once(self.node, timeout_sec=0.02)
-        assert value or not must, "timed out"
+        assert value or not must, f"timed out; last diagnostics: {self._statuses}"
         return value
 
     def publisher(self, message_type, topic, qos=10, subscribers=1):
@@ -165,3 +165,4 @@ def start():
     yield start_one
     for process in processes:
         process.stop()
+        print(process.log)  # shown by pytest where a test of the module failed
