@@ -24,7 +24,7 @@ SAME_START_DEG = 2.0  # starts closer than this are one
 F1_DISTANCES = (0.01, 0.05)
 VOXELS = 64  # of `viou_surface`, along [-1, 1]
 ADD_S_LIMIT = 0.1  # share of the diameter
-BOX_CELLS = 48  # sampling of a box for `iou3d_box`
+BOX_POINTS = 50_000  # for `iou3d_box`
 RAY_STEP_CELLS = 0.5
 
 
@@ -174,9 +174,9 @@ def add_s(prediction: Solid, truth: Solid) -> float:
 
 
 def iou3d_box(prediction: Solid, truth: Solid) -> float:
-    """IoU of the oriented boxes (pose and size) in the camera frame, metres, no alignment. Sampled at 48^3 points, so
-    about 0.01 accurate. (The paper's boxes are axis-aligned.)"""
-    unit = (np.indices((BOX_CELLS,) * 3).reshape(3, -1).T + 0.5) / BOX_CELLS - 0.5
+    """IoU of the oriented boxes (pose and size) in the camera frame, metres, no alignment. Estimated with 50,000 points
+    that are the same every time, so about 0.005 accurate. (The paper's boxes are axis-aligned.)"""
+    unit = np.random.default_rng(0).random((BOX_POINTS, 3)) - 0.5
     points = unit * truth.size @ truth.rotation.T + truth.position
     local = (points - prediction.position) @ prediction.rotation / prediction.size
     share = float((np.abs(local) <= 0.5).all(1).mean())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import ConvexHull, cKDTree
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 from scipy.spatial.transform import Rotation
 
@@ -30,6 +30,7 @@ Floats = NDArray[np.floating]
 
 RESOLUTION = 64  # cells along a solid's cube
 MESH_RESOLUTION = 128  # cells along the grid in which a mesh is flooded
+DIAMETER_DIRECTIONS = 300
 MIN_CLOSED_SHARE = 0.5  # of the mesh's surface must have an inside
 SURFACE_POINTS = 10_000
 COARSE_POINTS = 2_000
@@ -190,9 +191,10 @@ class Solid:
 
     @cached_property
     def diameter(self) -> float:
-        """Largest distance between two surface points, m."""
+        """Largest distance between two surface points, m; sought among the outermost ones along many directions."""
         points = self.surface * self.side
-        return float(pdist(points[ConvexHull(points).vertices]).max())
+        directions = np.random.default_rng(0).normal(size=(3, DIAMETER_DIRECTIONS))
+        return float(pdist(points[np.unique((points @ directions).argmax(0))]).max())
 
     def to_camera(self, points: Floats) -> Floats:
         """(N, 3) points in cube sides -> camera frame, m."""

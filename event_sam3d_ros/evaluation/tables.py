@@ -124,7 +124,15 @@ def markdown(summary: Mapping[str, Any]) -> str:
         for mode, values in modes.items():
             cells = [_cell(values.get(metric)) for metric in present]
             lines.append(f"| {mode} | {' | '.join(cells)} | {values['iou']['n']} |")
-        lines += ["", *(_recovered_line(name, value) for name, value in summary["recovered"][tier].items()), ""]
+        lines.append("")
+        failures = [
+            f"{mode} {count} ({reason})"
+            for mode, reasons in summary["failures"][tier].items()
+            for reason, count in reasons.items()
+        ]
+        if failures:
+            lines.append(f"- no answer, left out of the means: {', '.join(failures)}")
+        lines += [*(_recovered_line(name, value) for name, value in summary["recovered"][tier].items()), ""]
     return "\n".join(lines)
 
 
