@@ -87,7 +87,7 @@ class EventBuffer:
         """Take the stored events that are newer than the oldest of ``events`` out, and sort both together."""
         times = self._store["t"][self._start : self._stop]
         cut = self._start + int(np.searchsorted(times, events.t.min(), side="right"))
-        tail = Events(*(array[cut : self._stop].copy() for array in self._store.values()))
+        tail = Events(*(array[cut : self._stop] for array in self._store.values()))
         self._stop = cut
         both = concatenate([tail, events])
         return both[np.argsort(both.t, kind="stable")]

@@ -107,6 +107,15 @@ def test_clear_forgets_the_events_and_takes_older_ones():
     assert buffer.t_last == 5
 
 
+def test_the_tolerance_itself_is_still_sorted_in():
+    buffer = EventBuffer(MANY, 10, MANY)
+    buffer.append(make([BACKWARD_TOLERANCE_US]))
+    buffer.append(make([0]))
+    assert buffer.window(0, MANY).t.tolist() == [0, BACKWARD_TOLERANCE_US]
+    with pytest.raises(BackwardTimeError):
+        buffer.append(make([-1]))
+
+
 @pytest.mark.parametrize("limits", [(0, 1, 26), (1, 0, 26), (1, 1, 25)])
 def test_a_buffer_without_room_is_refused(limits):
     with pytest.raises(ConfigurationError, match="holds no event"):
