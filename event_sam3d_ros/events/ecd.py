@@ -156,7 +156,7 @@ class EcdFolder:
             raise _error(f"{self.path / 'images.txt'}: {path} {problem}", "bad_image")
         if index and image.shape[:2] != (self.height, self.width):
             raise _error(f"{path} is not {self.width}x{self.height} like the first image", "size_mismatch")
-        return image if image.ndim == 2 else np.ascontiguousarray(image[..., 2::-1])
+        return np.ascontiguousarray(image if image.ndim == 2 else image[..., 2::-1], dtype=np.uint8)
 
     def _read_mask(self, path: Path) -> NDArray[np.generic]:
         mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

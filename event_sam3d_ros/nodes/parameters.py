@@ -219,6 +219,18 @@ RECONSTRUCTION_NODE = ParameterTable(
     ),
 )
 
+BAG_PLAYER_NODE = ParameterTable(
+    Parameter("bag", "", "rosbag2 folder, or one of its .mcap or .db3 files."),
+    Parameter("rate", 1.0, "Speed; 1 is as recorded.", 0.001, 1000.0),
+    Parameter("loop", False, "Start again at the end, until interrupted."),
+    Parameter(
+        "wait_for_subscribers_s", 5.0, "How long to wait until every topic of the bag is listened to.", 0.0, 3600.0
+    ),
+    Parameter("start_delay_s", 0.0, "Pause after that.", 0.0, 3600.0),
+    Parameter("clock_hz", 200.0, "Rate of /clock, by the wall clock.", 1.0, 10000.0),
+    Parameter("clock_tail_s", 1.0, "How long /clock goes on after the last message, in the bag's time.", 0.0, 3600.0),
+)
+
 _AUTO = "`qos_reliability`, depth `qos_depth`"
 _EVENT_IMAGE_TOPICS = (
     Topic("in", "/event_camera/events", "`event_type`", "best effort, depth 1000", "Event packets."),
@@ -243,10 +255,17 @@ _RECONSTRUCTION_TOPICS = (
     Topic("out", "~/model_info", "std_msgs/String", "reliable, transient local, depth 1", "JSON about the model."),
     Topic("out", "/diagnostics", "diagnostic_msgs/DiagnosticArray", "reliable, depth 10", "State, rates, counters."),
 )
+_BAG_PLAYER_TOPICS = (
+    Topic(
+        "out", "as in the bag", "as in the bag", "events: best effort, depth 1000; rest: reliable, depth 5", "As is."
+    ),
+    Topic("out", "/clock", "rosgraph_msgs/Clock", "best effort, depth 10", "The bag's receive times."),
+)
 
 NODES = {
     "event_image_node": (_EVENT_IMAGE_TOPICS, EVENT_IMAGE_NODE),
     "reconstruction_node": (_RECONSTRUCTION_TOPICS, RECONSTRUCTION_NODE),
+    "bag_player_node": (_BAG_PLAYER_TOPICS, BAG_PLAYER_NODE),
 }
 
 

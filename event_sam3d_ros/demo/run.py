@@ -1,0 +1,228 @@
+"""Plays a recording through the real nodes as separate processes, and writes down what they answer."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from event_sam3d_ros.demo.overview import chosen_rows, draw_overview
+from event_sam3d_ros.demo.processes import DemoError, Parameters, Processes, free_domain_id
+from event_sam3d_ros.demo.results import (
+    RunResult,
+    frame_numbers_of,
+    summarise,
+    table,
+    write_point_clouds,
+    write_poses,
+    write_summary,
+)
+from event_sam3d_ros.demo.scene import RecordingScene, read_scene
+from event_sam3d_ros.demo.truth import read_truth, score_run
+from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.events.recordings import Rosbag2Recording, Topics, open_rosbag2
+from event_sam3d_ros.reconstructor import share_folder
+
+if TYPE_CHECKING:
+    from event_sam3d_ros.nodes.demo_recorder import DemoRecorder
+
+EVENT_IMAGE_NODE, RECONSTRUCTION_NODE, PLAYER_NODE = "event_image_node", "reconstruction_node", "bag_player_node"
+_START_TIMEOUT_S = 120.0
+_IDLE_S = 1.5
+_SPIN_S = 0.1
+_FEW_FRAMES = 5
+_LONGEST_WAIT_MS = 10_000.0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """``bag``: rosbag2 folder or file; ``out``: folder for the results, earlier ones go; ``rate``: 1 = real time."""
+
+    bag: Path
+    out: Path
+    rate: float = 1.0
+
+
+def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Runs the demo and returns the summary. DemoError if a node ended or nothing came out, RecordingError for a bad
+    bag."""
+    recording = open_rosbag2(options.bag)
+    _check_topics(recording)
+    _check_ros()
+    truth = read_truth(options.bag)
+    _prepare(options.out)
+    environment = {
+        "ROS_DOMAIN_ID": str(free_domain_id()),
+        "FASTRTPS_DEFAULT_PROFILES_FILE": str(share_folder() / "config" / "fastdds_profile.xml"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    say(f"starting the nodes for {options.bag}: {recording.image_count} frames at rate {options.rate:g}")
+    with _interruptible(), Processes(options.out / "logs", environment) as processes:
+        run = _record(recording, options, processes, environment)
+    say("the nodes are stopped; writing the results")
+    scene = read_scene(recording, {result.stamp_ns for result in chosen_rows(run.results)})
+    write_point_clouds(options.out / "objects", run, frame_numbers_of(scene.stamps))
+    write_poses(options.out / "poses.csv", run)
+    scores = score_run(run, truth, scene.K, scene.width, scene.height) if truth else {}
+    summary = summarise(run, scores)
+    write_summary(options.out / "summary.json", summary)
+    draw_overview(options.out / "overview.png", run, scene, truth)
+    say(table(summary))
+    _hint(say, summary, scene, options)
+    say(f"written to {options.out}/: overview.png, summary.json, poses.csv, objects/")
+    return summary
+
+
+def _record(
+    recording: Rosbag2Recording, options: DemoOptions, processes: Processes, environment: dict[str, str]
+) -> RunResult:
+    os.environ.update(environment)  # this process takes part in the same domain; rclpy reads it when it starts
+    from event_sam3d_ros.nodes.demo_recorder import DemoRecorder
+
+    # The nodes wait by the wall clock: a slowed down recording needs more of it. A machine that is too slow for the
+    # camera shall show how slow it is, so results are published however late they are.
+    patience = max(1.0, 1.0 / options.rate)
+    event_image: Parameters = {
+        "use_sim_time": True,
+        "event_type": recording.types[recording.topics.events],
+        "max_wait_ms": min(100 * patience, _LONGEST_WAIT_MS),
+    }
+    reconstruction: Parameters = {
+        "use_sim_time": True,
+        "image_type": "compressed" if recording.topics.image.endswith("/compressed") else "raw",
+        "pair_timeout_ms": min(1000 * patience, _LONGEST_WAIT_MS),
+        "max_age_ms": 0.0,
+    }
+    play: Parameters = {"bag": str(options.bag.resolve()), "rate": float(options.rate)}
+    processes.start_node(EVENT_IMAGE_NODE, event_image)
+    processes.start_node(RECONSTRUCTION_NODE, reconstruction)
+    with DemoRecorder() as recorder:
+        _wait_for_nodes(recorder, processes)
+        processes.start_node(PLAYER_NODE, play, "-r", f"{recording.topics.events}:={Topics.events}")
+        _watch(recorder, processes, recording)
+        if not any(result.objects for result in recorder.results):
+            raise DemoError(_nothing_came_out(recorder))
+        return RunResult(
+            frames=recording.image_count,
+            duration_s=max((recording.end_ns - recording.start_ns) / 1e9 / options.rate, 1e-3),
+            model=_model_name(recorder.model_info or {}),
+            results=recorder.results,
+            dropped=recorder.counters.get(RECONSTRUCTION_NODE, {}),
+        )
+
+
+def _wait_for_nodes(recorder: DemoRecorder, processes: Processes) -> None:
+    """Until the model is loaded and both nodes listen."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not recorder.nodes_listen():
+        recorder.spin(_SPIN_S)
+        processes.check()
+        if time.monotonic() > deadline:
+            logs = ", ".join(str(processes.log_file(name)) for name in (EVENT_IMAGE_NODE, RECONSTRUCTION_NODE))
+            raise DemoError(f"the nodes were not ready within {_START_TIMEOUT_S:.0f} s; see {logs}")
+
+
+def _watch(recorder: DemoRecorder, processes: Processes, recording: Rosbag2Recording) -> None:
+    """Shows progress until the player has ended and no result has come for a while."""
+    quiet_since = time.monotonic()
+    seen = 0
+    with tqdm(
+        total=recording.image_count, unit="frame", desc="playing", mininterval=_progress_interval_s()
+    ) as progress:
+        while processes.exit_code(PLAYER_NODE) is None or time.monotonic() - quiet_since < _IDLE_S:
+            recorder.spin(_SPIN_S)
+            processes.check(PLAYER_NODE)
+            progress.update(recorder.frame_count - progress.n)
+            if len(recorder.results) > seen or processes.exit_code(PLAYER_NODE) is None:
+                quiet_since, seen = time.monotonic(), len(recorder.results)
+            if recorder.results:
+                last = recorder.results[-1]
+                progress.set_postfix(
+                    reconstructions=sum(len(result.objects) for result in recorder.results),
+                    latency=f"{last.latency_ms:.0f}ms",
+                    events=last.event_count,
+                    refresh=False,
+                )
+
+
+def _progress_interval_s() -> float:
+    """Often on a terminal; a log file gets a line now and then."""
+    return 0.2 if sys.stderr.isatty() else 2.0
+
+
+def _nothing_came_out(recorder: DemoRecorder) -> str:
+    counters = {name: count for numbers in recorder.counters.values() for name, count in numbers.items() if count}
+    found = ", ".join(f"{name} {count}" for name, count in counters.items()) or "nothing"
+    return f"nothing was reconstructed from {recorder.frame_count} frames. The nodes counted: {found}"
+
+
+def _hint(say: Callable[[str], None], summary: dict[str, Any], scene: RecordingScene, options: DemoOptions) -> None:
+    """Where few frames have masks and the model misses some of them: how to see more."""
+    used = summary["frames"] - summary["dropped"]
+    if used < min(_FEW_FRAMES, len(scene.masked)):
+        slower = options.rate * used / len(scene.masked) / 2
+        say(
+            f"{len(scene.masked)} frames have a mask, {used} of them were reconstructed: the model is slower than this "
+            f"camera, and old frames are dropped. --rate {slower:.1g} plays slowly enough for most of them."
+        )
+
+
+def _check_topics(recording: Rosbag2Recording) -> None:
+    topics = recording.topics
+    needed = {"events": topics.events, "frames": topics.image, "calibration": topics.camera_info, "masks": topics.mask}
+    missing = [f"{name} ({topic})" for name, topic in needed.items() if topic not in recording.types]
+    if missing:
+        present = ", ".join(sorted(recording.types)) or "nothing"
+        raise RecordingError(
+            f"{recording.path} has no {', no '.join(missing)}; it has {present}",
+            reason="missing_topic",
+        )
+
+
+def _check_ros() -> None:
+    try:
+        importlib.import_module("rclpy")
+        importlib.import_module("event_sam3d_ros.msg")
+    except ImportError as error:
+        raise DemoError(
+            f"ROS 2 or the messages of this package are not found ({error}): run '. ./env.sh' after 'make build', "
+            "or source the install/setup.bash of the workspace"
+        ) from error
+
+
+def _prepare(out: Path) -> None:
+    """An output folder without the files of an earlier run."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("objects", "logs"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("poses.csv", "summary.json", "overview.png"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _model_name(info: dict[str, Any]) -> str:
+    return ".".join(str(info[key]) for key in ("name", "tag") if info.get(key)) or "unknown"
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the block like Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

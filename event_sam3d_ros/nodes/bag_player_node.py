@@ -1,0 +1,152 @@
+"""Plays a rosbag2 recording to real ROS topics, with /clock in the recording's time.
+
+It needs no rosbag2 installation: messages are published as the bytes that lie in the bag. A tool, not a lifecycle node:
+it ends with exit code 0 when the recording is over, 1 if there is nothing that it can play.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Sequence
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
+from rosgraph_msgs.msg import Clock
+
+from event_sam3d_ros.errors import ConfigurationError, EventSam3dError, RecordingError
+from event_sam3d_ros.events.bag_messages import EVENT_TYPES
+from event_sam3d_ros.events.recordings import Rosbag2Recording, open_rosbag2
+from event_sam3d_ros.nodes.conversions import ns_to_stamp
+from event_sam3d_ros.nodes.parameters import BAG_PLAYER_NODE
+from event_sam3d_ros.nodes.pipeline_node import declare_parameters
+
+_EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
+_OTHER_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+_CLOCK_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+class BagPlayerNode(Node):
+    """Publishers for the topics of one bag, and a thread that feeds them."""
+
+    def __init__(self) -> None:
+        super().__init__("bag_player_node", automatically_declare_parameters_from_overrides=True)
+        declare_parameters(self, BAG_PLAYER_NODE)
+        values = {name: self.get_parameter(name).value for name in BAG_PLAYER_NODE.by_name}
+        if not values["bag"]:
+            raise ConfigurationError("parameter bag is empty: give the path of a rosbag2", reason="bad_parameter")
+        self._rate, self._loop = values["rate"], values["loop"]
+        self._wait_s, self._delay_s = values["wait_for_subscribers_s"], values["start_delay_s"]
+        self._tail_ns = int(values["clock_tail_s"] * 1e9)
+        self._clock_period_s = 1.0 / values["clock_hz"]
+        self._recording: Rosbag2Recording = open_rosbag2(values["bag"])
+        self._clock = self.create_publisher(Clock, "/clock", _CLOCK_QOS)
+        self._publishers_by_topic = self._create_publishers()
+        self._next_clock = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="player")
+        self.finished: Future = Future()
+
+    def start(self) -> None:
+        """Starts to play; ``finished`` is completed at the end, with an error if the bag turns out to be damaged."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the playing thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _create_publishers(self) -> dict[str, Publisher]:
+        publishers = {}
+        for topic, kind in self._recording.types.items():
+            message_class = _message_class(kind)
+            if message_class is None:
+                self.get_logger().warning(f"{topic} is left out: message {kind} is not installed")
+            elif topic != "/clock":
+                qos = _EVENT_QOS if kind in EVENT_TYPES else _OTHER_QOS
+                publishers[topic] = self.create_publisher(message_class, topic, qos)
+        if not publishers:
+            raise RecordingError(f"{self._recording.path} has no topic that can be played", reason="nothing_to_play")
+        return publishers
+
+    def _run(self) -> None:
+        try:
+            self._wait_for_subscribers()
+            while not self._stop.is_set():
+                self._play_once()
+                if not self._loop:
+                    break
+            self.finished.set_result(None)
+        except Exception as error:  # raised again by whoever waits for the future
+            self.finished.set_exception(error)
+
+    def _wait_for_subscribers(self) -> None:
+        """Waits until every topic is listened to, as long as the parameter allows."""
+        deadline = time.monotonic() + self._wait_s
+        while time.monotonic() < deadline and not self._stop.wait(0.05):
+            if all(publisher.get_subscription_count() for publisher in self._publishers_by_topic.values()):
+                break
+        self._stop.wait(self._delay_s)
+
+    def _play_once(self) -> None:
+        begin = time.monotonic()
+        for message in self._recording.raw_messages():
+            if not self._wait_until(begin, message.receive_ns):
+                return
+            if message.topic in self._publishers_by_topic:
+                self._publishers_by_topic[message.topic].publish(message.cdr)
+        self._wait_until(begin, self._recording.end_ns + self._tail_ns)
+
+    def _wait_until(self, begin: float, bag_ns: int) -> bool:
+        """Sleeps until the bag's time has come, and keeps /clock going; False if the player was stopped."""
+        while not self._stop.is_set():
+            now = time.monotonic()
+            now_ns = self._recording.start_ns + int((now - begin) * self._rate * 1e9)
+            if now >= self._next_clock:
+                self._clock.publish(Clock(clock=ns_to_stamp(min(now_ns, bag_ns))))
+                self._next_clock = now + self._clock_period_s
+            if now_ns >= bag_ns:
+                return True
+            self._stop.wait(min((bag_ns - now_ns) / 1e9 / self._rate, self._clock_period_s))
+        return False
+
+
+def _message_class(kind: str) -> type | None:
+    """``package/msg/Name`` -> its class, None where the package is not installed."""
+    package, _, name = kind.split("/")
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), name, None)
+    except ImportError:
+        return None
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the player until the recording ends or it is interrupted. Returns the exit code."""
+    rclpy.init(args=args)
+    player: BagPlayerNode | None = None
+    executor = SingleThreadedExecutor()
+    try:
+        player = BagPlayerNode()
+        executor.add_node(player)
+        player.start()
+        executor.spin_until_future_complete(player.finished)
+        if player.finished.done():
+            player.finished.result()
+        return 0
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 0
+    except EventSam3dError as error:
+        rclpy.logging.get_logger("bag_player_node").error(str(error))
+        return 1
+    finally:
+        executor.shutdown()
+        if player is not None:
+            player.stop()
+            player.destroy_node()
+        rclpy.try_shutdown()
