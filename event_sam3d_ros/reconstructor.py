@@ -99,6 +99,15 @@ class Reconstructor:
             raise InputError("the network finds nothing solid behind the mask", reason="nothing_solid")
         return reconstructions
 
+    def warm_up(self) -> None:
+        """Runs the network once on a blank scene: the first call in a process takes many times as long as later ones."""
+        side = 2 * self.config.encoder.image_size
+        blank = np.zeros((side, side, 3), np.uint8)
+        mask = np.pad(np.ones((side // 2, side // 2), np.uint8), side // 4)
+        observation = Observation(blank, mask, blank, np.array([[side, 0, side / 2], [0, side, side / 2], [0, 0, 1.0]]))
+        crops = object_crops(mask, self.config.preprocess.crop_factor)
+        self._infer(network_input(observation, crops, self.config))
+
     @torch.inference_mode()
     def _infer(self, inputs: NetworkInput) -> Geometry:
         """Runs the network; the result is float32 on the CPU, its logits upsampled to 64^3."""
@@ -282,9 +291,13 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigurationError(f"device {name!r} is unknown; give auto, cpu, cuda or cuda:N", reason="bad_device") from error
+        raise ConfigurationError(
+            f"device {name!r} is unknown; give auto, cpu, cuda or cuda:N", reason="bad_device"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device 'cuda' was asked for, but torch finds no CUDA GPU; use auto or cpu", reason="bad_device")
+        raise ConfigurationError(
+            "device 'cuda' was asked for, but torch finds no CUDA GPU; use auto or cpu", reason="bad_device"
+        )
     return device
 
 
@@ -293,5 +306,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if precision not in known:
-        raise ConfigurationError(f"precision {precision!r} is unknown; give auto, {', '.join(known)}", reason="bad_precision")
+        raise ConfigurationError(
+            f"precision {precision!r} is unknown; give auto, {', '.join(known)}", reason="bad_precision"
+        )
     return known[precision]

@@ -10,6 +10,7 @@ from std_msgs.msg import Header
 
 from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.warmup import warm_up
 from event_sam3d_ros.msg import EventWindow as EventWindowMessage
 from event_sam3d_ros.nodes.conversions import header_stamp_of_cdr, image_message, ns_to_stamp
 from event_sam3d_ros.nodes.event_windows import EventWindow, EventWindows, WindowSettings
@@ -51,7 +52,8 @@ class EventImageNode(PipelineNode):
         self._windows: EventWindows | None = None
 
     def configure(self) -> None:
-        """Buffer and publishers."""
+        """Kernels and publishers."""
+        warm_up()
         self._event_class = _message_class(self.value("event_type"))
         self._image_publisher = self.add_output(Image, "~/event_image", 5)
         self._window_publisher = self.add_output(EventWindowMessage, "~/event_window", 5)

@@ -94,6 +94,7 @@ class ReconstructionNode(PipelineNode):
         self._reconstructor = self._load_reconstructor(
             self.value("model"), self.value("device"), self.value("precision"), self.value("seed")
         )
+        self._reconstructor.warm_up()
         self._objects = self.add_output(ReconstructedObjectArray, "~/objects", 5)
         self._points = self.add_output(PointCloud2, "~/points", 5)
         self._markers = self.add_output(MarkerArray, "~/markers", 5)
