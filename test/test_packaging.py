@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from ament_index_python.packages import get_package_prefix, get_package_share_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERFACES = sorted(path.parent for path in ROOT.glob("interfaces/*/package.xml"))
@@ -55,12 +56,21 @@ def test_every_executable_has_a_module_with_main(entry: str) -> None:
 
 
 def test_installed_executables_use_the_python_of_the_environment() -> None:
-    build = ROOT / "build/event_sam3d_ros/executables"
-    names = {entry.split("=")[0] for entry in cmake_list("NODES") + cmake_list("COMMANDS")}
-    assert {path.name for path in build.iterdir()} == names
-    for path in build.iterdir():
-        assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env python3\n")
-        assert path.stat().st_mode & stat.S_IXUSR
+    prefix = Path(get_package_prefix("event_sam3d_ros"))
+    for folder, entries in ((prefix / "lib/event_sam3d_ros", "NODES"), (prefix / "bin", "COMMANDS")):
+        for entry in cmake_list(entries):
+            path = folder / entry.split("=")[0]
+            assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env python3\n")
+            assert path.stat().st_mode & stat.S_IXUSR
+
+
+@pytest.mark.parametrize("folder", ["config", "data", "launch", "weights"])
+def test_share_folder_holds_what_the_source_tree_holds(folder: str) -> None:
+    share = Path(get_package_share_directory("event_sam3d_ros"))
+    source = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file()}
+    source = {path for path in source if "__pycache__" not in path.parts}
+    assert source
+    assert source <= {path.relative_to(share) for path in (share / folder).rglob("*")}
 
 
 def test_cmake_builds_every_message() -> None:
