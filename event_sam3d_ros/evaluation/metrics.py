@@ -1,4 +1,4 @@
-"""How far a predicted solid is from the true one. Definitions: docs/architecture.md, "Metrics".
+"""How far a predicted solid is from the true one.
 
 Shape metrics (`shape_metrics`) compare both solids in [-1, 1] after rigid alignment, so pose and scale do not count.
 Camera metrics (`iou_camera`, `mask_iou`, `up_error_deg`) judge what a robot gets without depth; metric ones (`add_s`,
@@ -16,9 +16,9 @@ from scipy.spatial.transform import Rotation
 from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.evaluation.solids import Floats, Normalised, Solid, search_tree
 
-ICP_ITERATIONS = 20
+ICP_ITERATIONS = 60
 ICP_POINTS = 500  # of the prediction
-ICP_TOLERANCE = 1e-4  # stop when a step moves the points less than this (the object spans 2)
+ICP_TOLERANCE = 2e-3  # stop when a step moves the points less than this (the object spans 2)
 CHOICE_CELLS = 6000  # of the truth, to choose among alignments
 SAME_START_DEG = 2.0  # starts closer than this are one
 F1_DISTANCES = (0.01, 0.05)
@@ -76,9 +76,9 @@ def shape_metrics(prediction: Solid, truth: Solid) -> dict[str, float]:
 def align(prediction: Solid, truth: Solid) -> tuple[float, Normalised]:
     """The solid IoU after alignment, and the prediction's surface aligned to ``truth.normalised``.
 
-    ICP starts where the object frames coincide and where the camera frames do (a wrong up vector is `up_error_deg`'s
-    business); the prediction is normalised in the frame of each start, and once more in the frame that ICP found,
-    since the box that fills [-1, 1] turns with the axes. Of all these the one with the best IoU is taken.
+    ICP starts where the object frames coincide or where the camera frames do (a wrong up vector is `up_error_deg`'s
+    business), whichever has the better IoU. The prediction is normalised in the frame of the start, and once more in
+    the frame that ICP found, since the box that fills [-1, 1] turns with the axes. No step may lower the IoU.
     """
     relative = truth.rotation.T @ prediction.rotation
     starts = [prediction.normalised]
@@ -89,7 +89,8 @@ def align(prediction: Solid, truth: Solid) -> tuple[float, Normalised]:
     def better(*candidates: Normalised) -> Normalised:
         return max(candidates, key=lambda aligned: _aligned_iou(prediction, truth, aligned, stride))
 
-    best = better(*starts, *(_icp(start, truth.normalised) for start in starts))
+    start = better(*starts)
+    best = better(start, _icp(start, truth.normalised))
     again = Normalised.of(prediction.surface, best.rotation)
     best = better(best, again, _icp(again, truth.normalised))
     return _aligned_iou(prediction, truth, best, 1), best
