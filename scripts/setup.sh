@@ -2,7 +2,7 @@
 # From a fresh clone to a checkout that runs: system packages, .venv with pinned packages, colcon build, compiled kernels.
 #
 # Each step leaves a stamp in .venv/stamps: the checksum of what it was made from. A step runs again only if that
-# changed, and an environment whose making was interrupted is made anew.
+# changed, and an environment whose making was interrupted (it still holds .venv/incomplete) is made anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # What a sourced ROS 2 or another environment left in this shell must not leak into ours.
@@ -61,8 +61,8 @@ system_packages() {
 
 # --- Stamps ---------------------------------------------------------------------------------------------------------
 
-contents() { find "$@" -type f -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum; }
-names() { find "$@" -type f -not -path '*/__pycache__/*' | sort; }
+contents() { find "$@" -type f -not -path '*/__pycache__/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum; }
+names() { find "$@" -type f -not -path '*/__pycache__/*' | LC_ALL=C sort; }
 
 # step NAME CHECKSUM FUNCTION: runs FUNCTION unless the stamp NAME holds CHECKSUM.
 step() {
@@ -92,13 +92,13 @@ make_environment() {
 }
 
 install_packages() {
-  say "installing Python packages: several minutes, 1 to 6 GB (with CUDA); details in .venv/pip.log"
+  say "installing Python packages: several minutes, 3 GB (7 GB with CUDA); details in .venv/pip.log"
   touch .venv/incomplete
   rm -rf build install # made with other headers
   .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
     -c "$constraints" -r requirements.txt -r requirements-ros.txt -r requirements-dev.txt 2>&1 \
     | tee .venv/pip.log | sed -nu -E 's/^ *(Downloading .*[0-9]{2}\.[0-9] MB.*)/   \1/p; s/^(Installing) .*/   \1/p' \
-    || { tail -n 20 .venv/pip.log >&2; die "pip could not install the packages"; }
+    || { rm .venv/incomplete; tail -n 20 .venv/pip.log >&2; die "pip could not install the packages"; }
   .venv/bin/python scripts/fix_ros_wheels.py
   rm .venv/incomplete
 }
