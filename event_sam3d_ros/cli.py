@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EventSam3dError as error:
         print(f"event-sam3d {options.name}: {error}", file=sys.stderr)
         return 1 if error.reason == "demo" else 2
+    except OSError as error:  # no space, no permission: what and where is in the error
+        print(f"event-sam3d {options.name}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"event-sam3d {options.name}: interrupted", file=sys.stderr)
         return 130

@@ -76,8 +76,7 @@ def _row(result: FrameResult, scene: RecordingScene, truth: Mapping[int, TrueObj
         true: list[Cloud] = []
         for id_, item in truth.items():
             if result.stamp_ns in item.poses:
-                solid = item.solid(result.stamp_ns)
-                true.append((solid.to_camera(solid.surface), _color(id_)))
+                true.append((item.surface(result.stamp_ns), _color(id_)))
         row.append(_side_tile(true))
     return row
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from event_sam3d_ros.evaluation.solids import RESOLUTION, Floats, Solid
 FILE_NAME = "ground_truth.yaml"
 SCORED_FRAMES = 8
 _WIDEST_GAP_CELLS = 4
+_SURFACE_POINTS = 20_000
 COLUMNS = ("iou", "iou_camera", "chamfer", "mask_iou", "up_error_deg", "add_s", "iou3d_box")
 
 
@@ -50,6 +52,18 @@ class TrueObject:
     mesh: Path
     size: NDArray[np.float64]
     poses: Mapping[int, Pose]
+
+    @cached_property
+    def _surface(self) -> NDArray[np.float64]:
+        import open3d  # heavy, and needed for meshes alone
+
+        mesh = open3d.io.read_triangle_mesh(self.mesh)
+        return np.asarray(mesh.sample_points_uniformly(_SURFACE_POINTS).points)
+
+    def surface(self, stamp_ns: int) -> NDArray[np.float64]:
+        """Points (N, 3) on the true surface in the camera frame at a stamp that has a pose."""
+        pose = self.poses[stamp_ns]
+        return self._surface @ pose.rotation.T + pose.position
 
     def solid(self, stamp_ns: int) -> Solid:
         """The true solid at a stamp that has a pose."""

@@ -86,7 +86,7 @@ class EcdFolder:
 
     def _event_blocks(self) -> Iterator[Events]:
         previous = -1
-        with self._event_file.open() as file:
+        with self._event_file.open(errors="replace") as file:
             number = 1
             while lines := list(islice(file, _BLOCK_LINES)):
                 columns = _parse_events(lines, number, self._event_file)
@@ -122,7 +122,7 @@ class EcdFolder:
         """Times in ns and paths, as images.txt lists them."""
         file = self._existing("images.txt", "lines of 'seconds path'")
         images: list[tuple[int, Path]] = []
-        for number, line in enumerate(file.read_text().splitlines(), 1):
+        for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
             columns = line.split()
             if not columns:
                 continue
@@ -141,7 +141,7 @@ class EcdFolder:
         wanted = "one line 'fx fy cx cy k1 k2 p1 p2 k3'"
         file = self._existing("calib.txt", wanted)
         try:
-            values = np.array([float(word) for word in file.read_text().split()])
+            values = np.array([float(word) for word in file.read_text(errors="replace").split()])
         except ValueError:
             values = np.empty(0)
         if len(values) != 9 or not np.isfinite(values).all() or (values[:2] <= 0).any():

@@ -227,6 +227,7 @@ class _translated:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, EventSam3dError):
+            reason = " ".join(str(error).split())  # YAML errors have many lines
             raise RecordingError(
-                f"{self._path} can't be read as a rosbag2 ({type(error).__name__}: {error})", reason="broken_recording"
+                f"{self._path} can't be read as a rosbag2 ({type(error).__name__}: {reason})", reason="broken_recording"
             ) from error

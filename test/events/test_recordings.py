@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -28,15 +27,6 @@ WIDTH, HEIGHT = 12, 8
 SECOND = 1_000_000_000
 # The hash that event_camera_msgs has on ROS 2 Jazzy.
 EVENT_PACKET_HASH = "RIHS01_d6fa176260b1f37e5a40845305315e150a0f18191241eb64f407442aa29844aa"
-
-
-def real_data(name: str) -> Path:
-    path = Path(os.environ.get("EVENT_SAM3D_TEST_DATA", "../shared/data")) / "recordings" / name
-    if not path.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{path} is missing")
-        pytest.skip(f"{path} is not here; set EVENT_SAM3D_TEST_DATA")
-    return path
 
 
 def make_samples() -> list[EventChunk | Frame | Calibration]:
@@ -286,15 +276,17 @@ def test_pictures_of_another_size_are_refused(folder: Path) -> None:
         ("ecpy_test1", 343474, 125183),
     ],
 )
-def test_bags_of_others_give_their_known_truth(name: str, count: int, on: int | None) -> None:
-    chunks = [sample for sample in open_recording(real_data(name)).samples() if isinstance(sample, EventChunk)]
+def test_bags_of_others_give_their_known_truth(test_data: Path, name: str, count: int, on: int | None) -> None:
+    chunks = [
+        sample for sample in open_recording(test_data / "recordings" / name).samples() if isinstance(sample, EventChunk)
+    ]
     assert sum(len(chunk.events) for chunk in chunks) == count
     if on is not None:
         assert sum(int(chunk.events.p.sum()) for chunk in chunks) == on
 
 
-def test_the_real_folder_survives_the_conversion(tmp_path: Path) -> None:
-    source = open_recording(real_data("ecd_slider_depth"))
+def test_the_real_folder_survives_the_conversion(test_data: Path, tmp_path: Path) -> None:
+    source = open_recording(test_data / "recordings" / "ecd_slider_depth")
     write_rosbag2(tmp_path / "slider", source.samples())
     counts = {"events": 0, "image": 0, "mask": 0}
     for found, expected in zip(open_recording(tmp_path / "slider").samples(), source.samples(), strict=True):

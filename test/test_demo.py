@@ -1,0 +1,404 @@
+"""The demo's parts without ROS: its recording, the truth beside it, the files that it writes, its processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from event_sam3d_ros.demo import make_bag, overview, processes, results, scene, truth
+from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.evaluation.replay import replay_frames
+from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.recordings import Calibration, EventChunk, Frame, open_recording
+from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.synthetic import world
+
+WIDTH, HEIGHT = 96, 80
+K = np.array([[90.0, 0, 48], [0, 90.0, 40], [0, 0, 1]])
+SCALE = 0.1  # metres per grid unit: a sphere of radius 7 cm
+PERIOD_US = 33_333
+
+
+def sphere_sdf(radius: float = 0.7, resolution: int = 64) -> np.ndarray:
+    axis = (np.arange(resolution) + 0.5) * 2 / resolution - 1
+    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
+    return (np.sqrt(x**2 + y**2 + z**2) - radius).astype(np.float32)
+
+
+def make_frames(count: int) -> list[world.Frame]:
+    """A sphere that moves to the right before the camera; the events are arbitrary, but without gaps."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    frames = []
+    for number in range(count):
+        stamp = 1_000_000 + PERIOD_US * number
+        center = np.array([-0.05 + 0.02 * number, 0.0, 0.6])
+        u, v = (K @ center)[:2] / center[2]
+        disc = np.hypot(columns - u, rows - v) < 0.07 * 90 / 0.6
+        n = 3000
+        t = np.sort(rng.integers(stamp - PERIOD_US // 2, stamp + PERIOD_US // 2, n))
+        x, y = rng.integers(0, WIDTH, n).astype(np.uint16), rng.integers(0, HEIGHT, n).astype(np.uint16)
+        image = np.where(disc[..., None], 200, 60).astype(np.uint8).repeat(3, axis=2)
+        values: dict[str, Any] = {
+            "sharp": image,
+            "blurry": image,
+            "events": Events(t, x, y, rng.integers(0, 2, n).astype(np.uint8)),
+            "mask": disc.astype(np.uint8),
+            "degraded_mask": disc.astype(np.uint8),
+            "depth": np.where(disc, 0.55, 5.0).astype(np.float32),
+            "K": K,
+            "rotation": np.eye(3),
+            "position": center,
+            "size": np.full(3, 0.14),
+            "scale": SCALE,
+            "shape": SimpleNamespace(sdf=sphere_sdf()),
+            "stamp_us": stamp,
+            "exposure_us": 30_000,
+            "motion_share": 0.2,
+        }
+        frames.append(world.Frame(**values))
+    return frames
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of eight frames with its truth, made by the demo's own code."""
+    path = tmp_path_factory.mktemp("demo") / "bag"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_bag.world, "sequence", lambda *_, **__: iter(make_frames(8)))
+        make_bag.make_demo_bag(path, duration_s=8 / 30)
+    return path
+
+
+def make_object(center: np.ndarray, metric: bool = True, id_: int = 1) -> results.ObjectResult:
+    """The sphere as a perfect model would report it."""
+    rng = np.random.default_rng(id_)
+    directions = rng.normal(size=(6000, 3))
+    points = center + 0.07 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    return results.ObjectResult(
+        id=id_,
+        score=0.8,
+        metric=metric,
+        position=center,
+        # z up: against the camera's y
+        quaternion=Rotation.from_matrix([[0, 1, 0], [0, 0, -1], [-1, 0, 0]]).as_quat(),
+        size=np.full(3, 0.14),
+        points=points.astype(np.float32),
+        colors=np.full((6000, 3), 100, np.uint8),
+    )
+
+
+@pytest.fixture
+def run(bag: Path) -> results.RunResult:
+    """A perfect run over half of the frames."""
+    known = truth.read_truth(bag)
+    assert known is not None
+    found = results.RunResult(frames=8, duration_s=8 / 30, model="nano.test", dropped={"dropped_latest_wins": 4})
+    for number, (stamp, pose) in enumerate(list(known[1].poses.items())[::2]):
+        item = make_object(pose.position)
+        found.results.append(results.FrameResult(stamp, 100.0 + number, 50.0, 3000 + number, (item,)))
+    return found
+
+
+# --- the recording ---------------------------------------------------------------------------------------------------
+
+
+def test_the_bag_holds_what_the_simulator_made(bag: Path) -> None:
+    frames = make_frames(8)
+    samples = list(open_recording(bag).samples())
+    assert [sample.receive_ns for sample in samples] == sorted(sample.receive_ns for sample in samples)
+    chunks = [sample for sample in samples if isinstance(sample, EventChunk)]
+    for name in "txyp":
+        expected = np.concatenate([getattr(frame.events, name) for frame in frames])
+        np.testing.assert_array_equal(np.concatenate([getattr(chunk.events, name) for chunk in chunks]), expected)
+    # Packets of at most 4 ms that nobody could have before they were over.
+    assert max(int(np.ptp(chunk.events.t)) for chunk in chunks) < make_bag.PACKET_US
+    assert all(int(chunk.events.t[-1]) * 1000 < chunk.receive_ns for chunk in chunks)
+    for role, attribute in (("image", "blurry"), ("mask", "degraded_mask")):
+        pictures = [sample for sample in samples if isinstance(sample, Frame) and sample.role == role]
+        assert [picture.stamp_ns for picture in pictures] == [frame.stamp_us * 1000 for frame in frames]
+        for picture, frame in zip(pictures, frames, strict=True):
+            np.testing.assert_array_equal(picture.data, getattr(frame, attribute))
+            assert picture.receive_ns > picture.stamp_ns + frame.exposure_us * 500  # after the exposure
+    depth = next(sample.data for sample in samples if isinstance(sample, Frame) and sample.role == "depth")
+    assert set(np.unique(depth)) == {0, 550}  # millimetres; the background is out of range
+    assert sum(isinstance(sample, Calibration) for sample in samples) == 8
+
+
+def test_the_bundled_recording_is_what_it_should_be() -> None:
+    path = Path(__file__).resolve().parents[1] / "data" / "demo_bag"
+    assert sum(file.stat().st_size for file in path.iterdir()) <= 8_000_000
+    recording = open_recording(path)
+    assert make_bag.OBJECT_SEED == world.HELD_OUT_OBJECT_SEEDS[0]
+    known = truth.read_truth(path)
+    assert known is not None and len(known[1].poses) == recording.image_count
+    first = next(world.sequence(make_bag.OBJECT_SEED, make_bag.MOTION_SEED, 1 / 30, speed=make_bag.SPEED))
+    image = next(s for s in recording.samples() if isinstance(s, Frame) and s.role == "image")
+    # Made by this simulator: the same picture, but for a rounding here and there on another machine.
+    assert np.abs(image.data.astype(int) - first.blurry).mean() < 0.1
+    pose = known[1].poses[image.stamp_ns]
+    np.testing.assert_allclose(pose.position, first.position, atol=1e-5)
+
+
+def test_the_mesh_is_closed_and_turned_outside() -> None:
+    vertices, faces = make_bag.surface_mesh(sphere_sdf())
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    there = {tuple(edge) for edge in edges.tolist()}
+    assert len(there) == len(edges)  # no edge twice in one direction
+    assert there == {(b, a) for a, b in there}  # and each in both
+    np.testing.assert_allclose(np.linalg.norm(vertices, axis=1), 0.7, atol=0.01)
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    volume = np.einsum("ni,ni->n", a, np.cross(b, c)).sum() / 6
+    assert volume == pytest.approx(4 / 3 * np.pi * 0.7**3, rel=0.01)
+
+
+# --- the truth -------------------------------------------------------------------------------------------------------
+
+
+def test_truth_is_read_as_it_was_written(bag: Path) -> None:
+    known = truth.read_truth(bag)
+    assert known is not None and list(known) == [1]
+    for frame in make_frames(8):
+        pose = known[1].poses[frame.stamp_us * 1000]
+        np.testing.assert_allclose(pose.position, frame.position, atol=1e-6)
+        np.testing.assert_allclose(pose.rotation, frame.rotation, atol=1e-6)
+    np.testing.assert_allclose(known[1].size, 0.14)
+
+
+def test_a_recording_without_truth_has_none(tmp_path: Path) -> None:
+    assert truth.read_truth(tmp_path) is None
+    (tmp_path / truth.FILE_NAME).write_text("objects: [{id: 1}]")
+    with pytest.raises(RecordingError, match="ground_truth.yaml is not a ground truth file"):
+        truth.read_truth(tmp_path)
+
+
+def test_the_solid_of_points_is_filled() -> None:
+    item = make_object(np.array([0.0, 0.0, 0.6]))
+    solid = truth.solid_of(item)
+    assert solid.volume == pytest.approx(4 / 3 * np.pi * 0.07**3, rel=0.1)
+    assert solid.contains(np.array([[0.0, 0.0, 0.6]])).all()
+
+
+def test_a_perfect_run_scores_high(bag: Path, run: results.RunResult) -> None:
+    known = truth.read_truth(bag)
+    assert known is not None
+    run.results = run.results[:1]
+    scores = truth.score_run(run, known, K, WIDTH, HEIGHT)[1]
+    assert set(scores) == set(truth.COLUMNS)
+    assert scores["iou"] > 0.9 and scores["iou_camera"] > 0.9 and scores["mask_iou"] > 0.9
+    assert scores["add_s"] < 0.05 and scores["chamfer"] < 0.05
+    run.results = [results.FrameResult(1, 1.0, 1.0, 1, run.results[0].objects)]  # a stamp without truth
+    assert truth.score_run(run, known, K, WIDTH, HEIGHT) == {}
+
+
+# --- replay ----------------------------------------------------------------------------------------------------------
+
+
+def test_replay_pairs_by_stamp_and_cuts_the_window(bag: Path) -> None:
+    frames = make_frames(8)
+    events = Events(*(np.concatenate([getattr(frame.events, name) for frame in frames]) for name in "txyp"))
+    replayed = list(replay_frames(open_recording(bag), min_events=10))
+    assert [frame.stamp_ns for frame in replayed] == [frame.stamp_us * 1000 for frame in frames]
+    for found, frame in zip(replayed, frames, strict=True):
+        window = (frame.stamp_us - 25_000, frame.stamp_us + 25_000)
+        assert found.event_count == np.count_nonzero((events.t >= window[0]) & (events.t < window[1]))
+        observation = found.observation
+        assert observation is not None and observation.depth is not None
+        np.testing.assert_array_equal(observation.event_image, tencode(events, *window, WIDTH, HEIGHT))
+        np.testing.assert_array_equal(observation.image, frame.blurry)
+        np.testing.assert_array_equal(observation.mask, frame.degraded_mask)
+        np.testing.assert_allclose(observation.depth, np.where(frame.mask, 0.55, 0), atol=1e-6)
+        np.testing.assert_array_equal(observation.K, K)
+
+
+def test_replay_leaves_events_out_where_there_are_few(bag: Path) -> None:
+    observations = [frame.observation for frame in replay_frames(open_recording(bag), min_events=10**6)]
+    assert all(observation is not None and observation.event_image is None for observation in observations)
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_point_clouds_and_poses_are_written(tmp_path: Path, run: results.RunResult) -> None:
+    import open3d
+
+    numbers = results.frame_numbers_of([result.stamp_ns for result in run.results])
+    results.write_point_clouds(tmp_path / "objects", run, numbers)
+    files = sorted(file.name for file in (tmp_path / "objects").iterdir())
+    assert files == [f"1_{number:06d}.ply" for number in range(4)]
+    cloud = open3d.io.read_point_cloud(str(tmp_path / "objects" / files[0]))
+    np.testing.assert_allclose(np.asarray(cloud.points), run.results[0].objects[0].points, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(cloud.colors), 100 / 255, atol=1e-6)
+
+    results.write_poses(tmp_path / "poses.csv", run)
+    with (tmp_path / "poses.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == results.POSE_COLUMNS
+    assert [int(row["stamp_ns"]) for row in rows] == [result.stamp_ns for result in run.results]
+    assert float(rows[2]["x"]) == pytest.approx(run.results[2].objects[0].position[0], abs=1e-5)
+    assert float(rows[2]["qw"]) == pytest.approx(run.results[2].objects[0].quaternion[3], abs=1e-5)
+    assert rows[0]["metric"] == "1"
+
+
+def test_the_summary_counts_and_its_table_names_the_columns(tmp_path: Path, run: results.RunResult) -> None:
+    summary = results.summarise(run, {1: {"iou": 0.5, "add_s": 0.25}})
+    results.write_summary(tmp_path / "summary.json", summary)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert (summary["frames"], summary["reconstructions"], summary["dropped"]) == (8, 4, 4)
+    assert summary["latency_ms"] == {"median": 101.5, "p95": pytest.approx(102.85)}
+    assert summary["reconstructions_per_second"] == pytest.approx(15, abs=0.01)
+    assert summary["objects"][0]["id"] == 1 and summary["objects"][0]["iou"] == 0.5
+    text = results.table(summary)
+    assert "4 dropped_latest_wins" in text and "iou" in text and "0.250" in text
+    assert "prior size" not in text
+    without = results.table(results.summarise(run, {}))
+    assert "iou" not in without and "add_s" not in without
+
+
+def test_without_depth_the_table_says_that_there_is_no_scale(run: results.RunResult) -> None:
+    first = run.results[0]
+    item = make_object(np.array([0.0, 0.0, 1.0]), metric=False)
+    run.results = [results.FrameResult(first.stamp_ns, 1.0, 1.0, 1, (item,))]
+    assert "prior size" in results.table(results.summarise(run, {}))
+
+
+@pytest.mark.parametrize(("with_truth", "columns"), [(True, 5), (False, 4)])
+def test_the_picture_shows_the_object_in_every_column(
+    bag: Path, tmp_path: Path, run: results.RunResult, with_truth: bool, columns: int
+) -> None:
+    found = scene.read_scene(open_recording(bag), {result.stamp_ns for result in overview.chosen_rows(run.results)})
+    assert len(found.stamps) == 8 and found.masked == found.stamps and len(found.frames) == 4
+    known = truth.read_truth(bag) if with_truth else None
+    overview.draw_overview(tmp_path / "overview.png", run, found, known)
+    picture = cv2.imread(str(tmp_path / "overview.png"))
+    assert picture is not None
+    assert picture.shape[1] == columns * 280 + (columns + 1) * 10
+    # Orange (the first object's colour) in the middle of every column but the events'.
+    for column in range(columns):
+        left = 10 + column * 290
+        blue, green, red = (picture[200:260, left : left + 280, channel].astype(int) for channel in range(3))
+        orange = (red > green + 20) & (green > blue + 20)
+        assert orange.any() == (column != 1) or column == 1
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+print(child.pid, flush=True)
+time.sleep(100)
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def fake_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Makes ``event_sam3d_ros.nodes.fake`` importable by children; what it does is in fake.py."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, types\n"
+        "module = types.ModuleType('event_sam3d_ros.nodes.fake')\n"
+        f"source = open({str(tmp_path / 'fake.py')!r}).read()\n"
+        "module.main = lambda: exec(source, {})\n"
+        "sys.modules['event_sam3d_ros.nodes.fake'] = module\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+
+
+def wait_for(condition: Any, seconds: float = 20.0) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError("timed out")
+
+
+def test_no_process_outlives_the_block(fake_node: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_STOP_TIMEOUT_S", 0.3)
+    (tmp_path / "fake.py").write_text(STUBBORN)
+    with pytest.raises(KeyboardInterrupt), processes.Processes(tmp_path / "logs", {}) as running:
+        running.start_node("fake", {})
+        grandchild = int(wait_for(running.log_file("fake").read_text))
+        running.check()
+        assert is_running(grandchild)
+        raise KeyboardInterrupt
+    wait_for(lambda: not is_running(grandchild))
+
+
+def test_a_node_that_dies_is_reported_with_its_last_lines(fake_node: None, tmp_path: Path) -> None:
+    (tmp_path / "fake.py").write_text("import sys; print('the model is missing'); sys.exit(3)")
+    with processes.Processes(tmp_path / "logs", {}) as running:
+        running.start_node("fake", {"rate": 0.5})
+        wait_for(lambda: running.exit_code("fake") is not None)
+        with pytest.raises(processes.DemoError, match=r"fake ended with exit code 3(.|\n)*the model is missing"):
+            running.check("fake")
+
+
+def test_a_node_that_ends_is_only_fine_where_it_may(fake_node: None, tmp_path: Path) -> None:
+    (tmp_path / "fake.py").write_text("")
+    with processes.Processes(tmp_path / "logs", {}) as running:
+        running.start_node("fake", {})
+        wait_for(lambda: running.exit_code("fake") is not None)
+        running.check("fake")
+        with pytest.raises(processes.DemoError, match="exit code 0"):
+            running.check()
+
+
+def test_parameters_are_handed_over_as_ros_writes_them(fake_node: None, tmp_path: Path) -> None:
+    (tmp_path / "fake.py").write_text("import sys; print(*sys.argv[1:])")
+    with processes.Processes(tmp_path / "logs", {}) as running:
+        running.start_node("fake", {"a": True, "b": 2.0, "c": "text"}, "-r", "x:=y")
+        text = wait_for(running.log_file("fake").read_text)
+    assert text.split() == "--ros-args -r x:=y -p a:=true -p b:=2.0 -p c:=text".split()
+
+
+def test_a_used_domain_is_not_taken() -> None:
+    import socket
+
+    first = processes.free_domain_id()
+    assert 1 <= first <= 100
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as used:
+        used.bind(("", 7400 + 250 * first + 10))
+        assert processes.free_domain_id() != first
+
+
+def test_the_stop_itself_can_not_be_interrupted(fake_node: None, tmp_path: Path) -> None:
+    (tmp_path / "fake.py").write_text(
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(100)"
+    )
+    script = (
+        "import os, sys, threading, time, signal\n"
+        "from pathlib import Path\n"
+        "from event_sam3d_ros.demo import processes\n"
+        "processes._STOP_TIMEOUT_S = 1.0\n"
+        f"with processes.Processes(Path({str(tmp_path / 'logs')!r}), {{}}) as running:\n"
+        "    running.start_node('fake', {})\n"
+        "    time.sleep(1.0)\n"
+        "    print(running._running['fake'].pid, flush=True)\n"
+        "    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not is_running(int(done.stdout))
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
