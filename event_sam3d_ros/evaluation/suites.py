@@ -47,7 +47,7 @@ class Task:
     other: CaseKey
 
 
-def tasks(objects: int, seeds: int) -> list[Task]:
+def tasks(objects: int, seeds: int, tiers: Sequence[str] = TIERS) -> list[Task]:
     """All cases of the suite, whole seeds after one another; the control's object is the one half the list away."""
     if not 2 <= objects <= len(HELD_OUT_OBJECT_SEEDS) or seeds < 1:
         raise ConfigurationError(
@@ -57,7 +57,7 @@ def tasks(objects: int, seeds: int) -> list[Task]:
     return [
         Task(CaseKey(tier, seed, chosen[i]), CaseKey(tier, seed, chosen[(i + objects // 2) % objects]))
         for seed in range(seeds)
-        for tier in TIERS
+        for tier in tiers
         for i in range(objects)
     ]
 
@@ -184,11 +184,12 @@ def main(args: Sequence[str] | None = None) -> int:
         "--objects", type=int, default=len(HELD_OUT_OBJECT_SEEDS), help="held-out objects (default: all)"
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds of motion and noise (default: 3)")
+    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=TIERS, help="blur tiers (default: all)")
     parser.add_argument("--only-cache", action="store_true", help="render the cases and fit the baselines, then stop")
     options = parser.parse_args(args)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the workers: one thread each
     try:
-        wanted = tasks(options.objects, options.seeds)
+        wanted = tasks(options.objects, options.seeds, options.tiers)
         prepare(options.cache, wanted, options.workers)
         if not options.only_cache:
             print(markdown(run_suite(options.weights, options.cache, wanted, options.workers, options.out)))
