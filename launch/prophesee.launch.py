@@ -1,14 +1,15 @@
 """A camera with events only (metavision_driver): windows back to back, masks with the stamps of the event images."""
 
 from launch import LaunchDescription
-from launch.actions import IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.substitutions import PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
 
-ARGUMENTS = {
+DEFAULTS = {
     "events_topic": "/event_camera/events",
     "camera_info_topic": "/event_camera/camera_info",
     "mask_topic": "/event_camera/mask",
+    "depth_topic": "/event_camera/depth",
     "input_mode": "events",
     "window_mode": "continuous",
 }
@@ -16,4 +17,5 @@ ARGUMENTS = {
 
 def generate_launch_description():
     core = PathJoinSubstitution([FindPackageShare("event_sam3d_ros"), "launch", "reconstruct.launch.py"])
-    return LaunchDescription([IncludeLaunchDescription(core, launch_arguments=ARGUMENTS.items())])
+    defaults = [DeclareLaunchArgument(name, default_value=value) for name, value in DEFAULTS.items()]
+    return LaunchDescription([*defaults, IncludeLaunchDescription(core)])

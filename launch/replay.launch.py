@@ -33,7 +33,8 @@ def generate_launch_description():
             DeclareLaunchArgument("bag", default_value=bag, description="Folder of the rosbag2."),
             DeclareLaunchArgument("rate", default_value="1.0", description="Speed; 1.0 is real time."),
             DeclareLaunchArgument("loop", default_value="false", choices=["true", "false"], description="Start over."),
-            IncludeLaunchDescription(core, launch_arguments={"use_sim_time": "true"}.items()),
+            DeclareLaunchArgument("use_sim_time", default_value="true"),
+            IncludeLaunchDescription(core),
             player,
             RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[Shutdown(reason="the bag is over")])),
         ]

@@ -41,7 +41,7 @@ _FRAME_SOURCES = {
     "image": ("camera/image_raw", Image),
     "compressed_image": ("camera/image_raw/compressed", CompressedImage),
 }
-_POLL_S = 0.02
+_POLL_S = 0.05
 
 
 class EventImageNode(PipelineNode):
@@ -77,6 +77,7 @@ class EventImageNode(PipelineNode):
             reliability="best_effort",
             depth=1000,
             raw=True,
+            drain=True,
         )
         if not continuous:
             topic, frame_class = _FRAME_SOURCES[self.value("frame_source")]

@@ -306,4 +306,7 @@ def run_node(make_node: Callable[[], PipelineNode], args: list[str] | None = Non
         executor.shutdown()
         node.close()
         rclpy.shutdown()
+        # Python gives signals back to their default while it ends: a second one would spoil the exit code.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     return 0
