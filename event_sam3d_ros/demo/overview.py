@@ -93,11 +93,17 @@ def _caption(result: FrameResult, scene: RecordingScene) -> str:
 
 
 def _window(frame: ReplayedFrame) -> tuple[float, float, float]:
-    """Left, top and side of the square around all masks, with a margin."""
+    """Left, top and side of the square around all masks, with a margin, inside the image where it can be."""
     assert frame.observation is not None
+    height, width = frame.observation.mask.shape
     rows, columns = np.nonzero(frame.observation.mask)
-    side = 1.5 * max(np.ptp(rows), np.ptp(columns)) + 8.0
-    return (columns.min() + columns.max() - side) / 2, (rows.min() + rows.max() - side) / 2, side
+    side = min(1.5 * max(np.ptp(rows), np.ptp(columns)) + 8.0, float(max(height, width)))
+
+    def begin(places: NDArray[np.intp], size: int) -> float:
+        wanted = (places.min() + places.max() - side) / 2
+        return (size - side) / 2 if side > size else float(np.clip(wanted, 0, size - side))
+
+    return begin(columns, width), begin(rows, height), side
 
 
 def _to_tile(

@@ -103,6 +103,8 @@ def _record(
         "image_type": "compressed" if recording.topics.image.endswith("/compressed") else "raw",
         "pair_timeout_ms": min(1000 * patience, _LONGEST_WAIT_MS),
         "max_age_ms": 0.0,
+        # Threads of one network wait for each other actively, which the processes beside it make long: one is fastest.
+        "threads": 1,
     }
     play: Parameters = {"bag": str(options.bag.resolve()), "rate": float(options.rate)}
     processes.start_node(EVENT_IMAGE_NODE, event_image)
