@@ -32,11 +32,12 @@ class Health:
         self._ticks: dict[str, deque[float]] = {}
         self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
 
-    def count(self, reason: str, sentence: str) -> None:
-        """Count a reason by one, without a word in the log."""
+    def count(self, reason: str, sentence: str = "") -> None:
+        """Count a reason by one, without a word in the log; without a sentence it is nothing to worry about either."""
         with self._lock:
             self.counts[reason] = self.counts.get(reason, 0) + 1
-            self._last[reason] = (self._clock(), sentence)
+            if sentence:
+                self._last[reason] = (self._clock(), sentence)
 
     def report(self, reason: str, sentence: str) -> None:
         """Count a reason by one and log its sentence unless it was logged a moment ago."""
