@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CameraInfo, PointCloud2
+from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
 
 from event_sam3d_ros.demo.results import FrameResult, ObjectResult
@@ -29,14 +29,13 @@ _LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durab
 class DemoRecorder:
     """A ROS context, one node and its executor, for one ``with`` block. Times are simulated ones (/clock).
 
-    ``results``: one entry per message of objects, in order; ``frame_count``: RGB frames seen; ``point_messages``:
-    point clouds seen; ``counters``: node name -> the numbers in its newest diagnostics; ``model_info``: its JSON.
+    ``results``: one entry per message of objects, in order; ``frame_count``: RGB frames seen;
+    ``counters``: node name -> the numbers in its newest diagnostics; ``model_info``: its JSON.
     """
 
     def __init__(self) -> None:
         self.results: list[FrameResult] = []
         self.frame_count = 0
-        self.point_messages = 0
         self.counters: dict[str, dict[str, int]] = {}
         self.model_info: dict[str, object] | None = None
 
@@ -51,7 +50,6 @@ class DemoRecorder:
         subscribe = self._node.create_subscription
         base = "/reconstruction_node"
         subscribe(ReconstructedObjectArray, f"{base}/objects", self._on_objects, _RESULTS_QOS)
-        subscribe(PointCloud2, f"{base}/points", self._on_points, _RESULTS_QOS)
         subscribe(String, f"{base}/model_info", self._on_model_info, _LATCHED_QOS)
         subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, _RESULTS_QOS)
         subscribe(CameraInfo, Topics.camera_info, self._on_camera_info, _RESULTS_QOS)
@@ -91,9 +89,6 @@ class DemoRecorder:
                 objects=tuple(_object_result(item) for item in message.objects),
             )
         )
-
-    def _on_points(self, _: PointCloud2) -> None:
-        self.point_messages += 1
 
     def _on_model_info(self, message: String) -> None:
         self.model_info = json.loads(message.data)
