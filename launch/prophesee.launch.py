@@ -17,5 +17,8 @@ DEFAULTS = {
 
 def generate_launch_description():
     core = PathJoinSubstitution([FindPackageShare("event_sam3d_ros"), "launch", "reconstruct.launch.py"])
-    defaults = [DeclareLaunchArgument(name, default_value=value) for name, value in DEFAULTS.items()]
+    preset = "Preset for this camera; the meaning is that of reconstruct.launch.py."
+    defaults = [
+        DeclareLaunchArgument(name, default_value=value, description=preset) for name, value in DEFAULTS.items()
+    ]
     return LaunchDescription([*defaults, IncludeLaunchDescription(core)])

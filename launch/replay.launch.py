@@ -33,7 +33,7 @@ def generate_launch_description():
             DeclareLaunchArgument("bag", default_value=bag, description="Folder of the rosbag2."),
             DeclareLaunchArgument("rate", default_value="1.0", description="Speed; 1.0 is real time."),
             DeclareLaunchArgument("loop", default_value="false", choices=["true", "false"], description="Start over."),
-            DeclareLaunchArgument("use_sim_time", default_value="true"),
+            DeclareLaunchArgument("use_sim_time", default_value="true", description="Take the time from the bag."),
             IncludeLaunchDescription(core),
             player,
             RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[Shutdown(reason="the bag is over")])),

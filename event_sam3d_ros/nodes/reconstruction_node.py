@@ -43,6 +43,7 @@ _REASONS = (
     "bad_encoding",
     "bad_image",
     "zero_stamp",
+    "no_frame_id",
     "window_mismatch",
     "dropped_latest_wins",
     "stale",
@@ -82,7 +83,7 @@ class ReconstructionNode(PipelineNode):
         self._reconstructor: Any = None
         self._worker: LatestWinsWorker[_Task] | None = None
         self._camera: CameraModel | None = None
-        self._camera_info: CameraInfo | None = None
+        self._calibration: tuple | None = None
         super().__init__("reconstruction_node", RECONSTRUCTION_NODE, _REASONS)
 
     # Lifecycle
@@ -149,7 +150,7 @@ class ReconstructionNode(PipelineNode):
         if self._worker is not None:
             self.destroy_timer(self._expire_timer)
             self._worker.stop()
-        self._worker = self._camera = self._camera_info = None
+        self._worker = self._camera = self._calibration = None
 
     def parameters_changed(self) -> None:
         """Pairing may change while running."""
@@ -160,14 +161,10 @@ class ReconstructionNode(PipelineNode):
     # Inputs
 
     def _on_camera_info(self, message: CameraInfo) -> None:
-        known = self._camera_info
-        if known is not None:
-            message_header, message.header = message.header, known.header
-            if message == known:
-                return
-            message.header = message_header
-        self._camera = CameraModel.from_camera_info(message, already_rectified=self.value("rectified"))
-        self._camera_info = message
+        calibration = _calibration(message)
+        if calibration != self._calibration:
+            self._camera = CameraModel.from_camera_info(message, already_rectified=self.value("rectified"))
+            self._calibration = calibration
 
     def _on_message(self, source: str, message: Any) -> None:
         stamp_ns = conversions.stamp_to_ns(message.header.stamp)
@@ -265,7 +262,10 @@ class ReconstructionNode(PipelineNode):
             message.event_count = window.event_count
         self._objects.publish(message)
         self._points.publish(outputs.merged_points(reconstructions, header))
-        self._transforms.publish(outputs.transforms(reconstructions, header))
+        if header.frame_id:
+            self._transforms.publish(outputs.transforms(reconstructions, header))
+        else:
+            self.health.report("no_frame_id", "frames have no frame_id, so nothing goes to /tf: set it in the driver")
         self.health.tick("objects")
         self.health.latency(self._age_ms(task.frame.stamp_ns))
         if self._markers.get_subscription_count():
@@ -283,6 +283,13 @@ class ReconstructionNode(PipelineNode):
             free, total = torch.cuda.mem_get_info()
             values["gpu_memory_free_mb"], values["gpu_memory_mb"] = f"{free / 1e6:.0f}", f"{total / 1e6:.0f}"
         return values
+
+
+def _calibration(info: CameraInfo) -> tuple:
+    """All that counts of a CameraInfo (its own == takes arrays for equal where only some of their values are)."""
+    roi = info.roi
+    region = roi.x_offset, roi.y_offset, roi.width, roi.height, info.binning_x, info.binning_y
+    return info.width, info.height, info.distortion_model, *info.k, *info.p, *info.d, *region
 
 
 def main(args: list[str] | None = None) -> int:

@@ -186,6 +186,28 @@ def test_everything_is_rectified_with_the_distortion_of_the_calibration(bench):
     assert np.array_equal(observation.depth, cv2.remap(messages["depth_pixels"], *maps, cv2.INTER_NEAREST))
 
 
+def test_a_calibration_that_changes_a_little_is_taken_over(bench):
+    made = bench(("camera_info", "image", "mask"), input_mode="rgb")
+    for number, focal_length in enumerate((60.0, 61.0)):
+        messages = scene(stamp_ms=1000 + number)
+        messages["camera_info"].k[0] = focal_length
+        seen = made.node.health.last_tick("camera_info")
+        made.publishers["camera_info"].publish(messages["camera_info"])
+        made.wait_for(lambda seen=seen: made.node.health.last_tick("camera_info") != seen)
+        send(made, messages)
+        made.wait_for(lambda number=number: len(made.answers) == number + 1)
+        assert made.model.observations[-1].K[0, 0] == focal_length
+
+
+def test_without_a_frame_id_nothing_goes_to_tf(bench):
+    made = bench(("camera_info", "image", "mask"), input_mode="rgb")
+    messages = scene()
+    messages["image"].header = Header(stamp=messages["image"].header.stamp)
+    send(made, messages)
+    made.wait_for(lambda: made.answers)
+    assert made.counts["no_frame_id"] == 1
+
+
 def test_errors_of_the_model_are_named_and_the_next_frame_goes_on(bench):
     made = bench(("camera_info", "image", "mask"), input_mode="rgb")
     errors = {

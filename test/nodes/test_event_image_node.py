@@ -1,0 +1,144 @@
+"""event_image_node inside of the test's process: every type of event message, every source of stamps, every mode."""
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2: run in the shell of env.sh")
+from dvs_msgs.msg import EventArray as DvsEventArray
+from event_array_msgs.msg import EventArray
+from event_camera_msgs.msg import EventPacket
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr, make_encoder
+from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.msg import EventWindow
+from event_sam3d_ros.nodes.conversions import image_to_numpy, ns_to_stamp, stamp_to_ns
+from event_sam3d_ros.nodes.event_image_node import EventImageNode
+
+WIDTH, HEIGHT = 32, 24
+START_US = 1_000_000
+TYPES = {
+    "event_camera_msgs/msg/EventPacket": EventPacket,
+    "event_array_msgs/msg/EventArray": EventArray,
+    "dvs_msgs/msg/EventArray": DvsEventArray,
+}
+FRAMES = {
+    "camera_info": (CameraInfo, "/camera/camera_info"),
+    "image": (Image, "/camera/image_raw"),
+    "compressed_image": (CompressedImage, "/camera/image_raw/compressed"),
+}
+
+
+def events():
+    generator = np.random.default_rng(0)
+    times = START_US + np.arange(0, 200_000, 100)
+    x, y = generator.integers(0, (WIDTH, HEIGHT), (len(times), 2)).astype(np.uint16).T
+    return Events(times, x, y, generator.integers(0, 2, len(times)).astype(np.uint8))
+
+
+def serialized(event_type):
+    """The events as messages of 10 ms."""
+    encoder = make_encoder("evt3", WIDTH, HEIGHT)
+    everything = events()
+    for seq in range(20):
+        part = everything[100 * seq : 100 * seq + 100]
+        stamp_ns = int(part.t[0]) * 1000
+        if event_type == "dvs_msgs/msg/EventArray":
+            yield encode_dvs_event_array_cdr(stamp_ns, "events", WIDTH, HEIGHT, part)
+            continue
+        payload, time_base = encoder.encode(part)
+        packet = {"width": WIDTH, "height": HEIGHT, "seq": seq, "time_base": time_base, "encoding": "evt3"}
+        yield encode_event_packet_cdr(stamp_ns=stamp_ns, frame_id="events", payload=payload, **packet)
+
+
+@pytest.fixture
+def bench(ros):
+    """Makes the node with parameters, and a peer that sends to it."""
+    made = []
+
+    def make(**parameters):
+        values = {"autostart": False, **parameters}
+        arguments = [text for name, value in values.items() for text in ("-p", f"{name}:={str(value).lower()}")]
+        arguments = [
+            text.replace("eventpacket", "EventPacket").replace("eventarray", "EventArray") for text in arguments
+        ]
+        ros.shutdown()
+        ros.init(args=["--ros-args", *arguments])
+        node = EventImageNode()
+        assert node.trigger_configure().name == node.trigger_activate().name == "SUCCESS"
+        peer = ros.create_node("peer")
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.add_node(peer)
+        images, windows = [], []
+        peer.create_subscription(Image, "/event_image_node/event_image", images.append, 10)
+        peer.create_subscription(EventWindow, "/event_image_node/event_window", windows.append, 10)
+        made.append((executor, node, peer))
+
+        def wait_for(condition):
+            deadline = time.monotonic() + 20
+            while not condition() and time.monotonic() < deadline:
+                executor.spin_once(timeout_sec=0.02)
+            assert condition()
+
+        wait_for(lambda: peer.count_publishers("/event_image_node/event_image"))
+        return SimpleNamespace(node=node, peer=peer, images=images, windows=windows, wait_for=wait_for)
+
+    yield make
+    for executor, node, peer in made:
+        executor.shutdown()
+        node.close()
+        peer.destroy_node()
+
+
+def send_events(made, event_type):
+    qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
+    publisher = made.peer.create_publisher(TYPES[event_type], "/event_camera/events", qos)
+    made.wait_for(publisher.get_subscription_count)
+    for message in serialized(event_type):
+        publisher.publish(message)
+
+
+def check(made, number, start_us):
+    made.wait_for(lambda: len(made.images) > number and len(made.windows) > number)
+    image, window = made.images[number], made.windows[number]
+    assert image.header == window.header
+    assert stamp_to_ns(window.window_start) == start_us * 1000
+    assert stamp_to_ns(window.window_end) == (start_us + 50_000) * 1000
+    assert window.event_count == 500
+    assert np.array_equal(image_to_numpy(image), tencode(events(), start_us, start_us + 50_000, WIDTH, HEIGHT))
+
+
+@pytest.mark.parametrize(
+    "event_type, frame_source",
+    [
+        ("event_camera_msgs/msg/EventPacket", "camera_info"),
+        ("event_array_msgs/msg/EventArray", "image"),
+        ("dvs_msgs/msg/EventArray", "compressed_image"),
+    ],
+)
+def test_every_type_of_events_and_frames_gives_the_same_picture(bench, event_type, frame_source):
+    made = bench(event_type=event_type, frame_source=frame_source)
+    frame_class, topic = FRAMES[frame_source]
+    frames = made.peer.create_publisher(frame_class, topic, 10)
+    made.wait_for(frames.get_subscription_count)
+    frames.publish(frame_class(header=Header(stamp=ns_to_stamp((START_US + 100_000) * 1000), frame_id="camera")))
+    send_events(made, event_type)
+    check(made, 0, START_US + 75_000)
+    assert (made.images[0].header.frame_id, stamp_to_ns(made.images[0].header.stamp)) == ("camera", 1_100_000_000)
+
+
+def test_windows_back_to_back_need_no_frames(bench):
+    made = bench(window_mode="continuous")
+    send_events(made, "event_camera_msgs/msg/EventPacket")
+    for number in range(3):
+        check(made, number, START_US + 50_000 * number)
+        assert made.images[number].header.frame_id == "events"
+        assert stamp_to_ns(made.images[number].header.stamp) == (START_US + 50_000 * number + 25_000) * 1000

@@ -1,0 +1,28 @@
+"""Launch files, where ROS 2's launch system is installed: they load, and every argument is described."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "launch"
+FILES = sorted(FOLDER.glob("*.launch.py"))
+
+
+def test_launch_files_are_there():
+    assert {file.name.split(".")[0] for file in FILES} == {"reconstruct", "davis", "prophesee", "replay"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_argument_is_described(file):
+    pytest.importorskip("launch_ros", reason="needs ROS 2's launch system, which the wheels lack")
+    from launch import LaunchContext
+
+    description = runpy.run_path(str(file))["generate_launch_description"]()
+    arguments = description.get_launch_arguments()
+    names = {argument.name for argument in arguments}
+    assert {"model", "device", "input_mode", "use_sim_time", "events_topic", "mask_topic"} <= names
+    described = {argument.name for argument in arguments if argument.description != "no description given"}
+    assert described >= names
+    for argument in arguments:
+        argument.default_value[0].perform(LaunchContext())
