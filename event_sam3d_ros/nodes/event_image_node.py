@@ -11,9 +11,9 @@ from std_msgs.msg import Header
 from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.warmup import warm_up
+from event_sam3d_ros.events.windows import EventWindow, EventWindows, WindowSettings
 from event_sam3d_ros.msg import EventWindow as EventWindowMessage
 from event_sam3d_ros.nodes.conversions import header_stamp_of_cdr, image_message, ns_to_stamp
-from event_sam3d_ros.nodes.event_windows import EventWindow, EventWindows, WindowSettings
 from event_sam3d_ros.nodes.parameters import EVENT_IMAGE_NODE
 from event_sam3d_ros.nodes.pipeline_node import PipelineNode, run_node
 

@@ -19,11 +19,11 @@ from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.errors import CalibrationError, EventSam3dError, InputError
 from event_sam3d_ros.msg import EventWindow, ReconstructedObjectArray
 from event_sam3d_ros.nodes import conversions, debug_image, outputs
-from event_sam3d_ros.nodes.observations import FrameArrays, build_observation
 from event_sam3d_ros.nodes.pairing import Frame, StampPairing
 from event_sam3d_ros.nodes.parameters import RECONSTRUCTION_NODE
 from event_sam3d_ros.nodes.pipeline_node import PipelineNode, run_node
 from event_sam3d_ros.nodes.worker import LatestWinsWorker
+from event_sam3d_ros.observations import FrameArrays, build_observation
 from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
 

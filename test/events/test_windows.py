@@ -10,7 +10,7 @@ from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr, make_encoder
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import tencode
-from event_sam3d_ros.nodes.event_windows import EventWindows, WindowSettings
+from event_sam3d_ros.events.windows import EventWindows, WindowSettings
 
 WIDTH, HEIGHT = 64, 48
 START_NS = 1_700_000_000_000_000_000
