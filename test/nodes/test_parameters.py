@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from event_sam3d_ros.errors import ConfigurationError
-from event_sam3d_ros.nodes.parameters import EVENT_IMAGE_NODE, NODES, RECONSTRUCTION_NODE, markdown
+from event_sam3d_ros.nodes.parameters import EVENT_IMAGE_NODE, NODES, RECONSTRUCTION_NODE
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,9 +57,3 @@ def test_yaml_files_name_known_parameters_with_allowed_values_for_any_namespace(
         assert list(content) == ["/**"]
         values = content["/**"]["ros__parameters"]
         assert table.check(values) == {name: parameter.default for name, parameter in table.by_name.items()}
-
-
-def test_readme_holds_the_tables_of_the_code():
-    text = (ROOT / "README.md").read_text()
-    between = text.split("<!-- parameters:begin -->")[1].split("<!-- parameters:end -->")[0]
-    assert between.strip() == markdown().strip()
