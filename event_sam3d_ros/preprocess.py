@@ -20,8 +20,8 @@ class Observation:
     """What a camera saw of one instant. All images share one rectified pixel grid of H x W.
 
     ``image``: (H, W, 3) uint8 RGB or None (events only); ``mask``: (H, W) uint8 or uint16, 0 = nothing, k = object k;
-    ``event_image``: (H, W, 3) uint8 Tencode or None (RGB only); ``K``: (3, 3) intrinsics in pixels; ``depth``: (H, W) float32
-    metres along the optical axis, 0 or NaN = unknown, or None; ``stamp_ns``: time of the frame's mid-exposure.
+    ``event_image``: (H, W, 3) uint8 Tencode or None (RGB only); ``K``: (3, 3) intrinsics in pixels; ``depth``: (H, W)
+    float32 metres along the optical axis, 0 or NaN = unknown, or None; ``stamp_ns``: time of the frame's mid-exposure.
     """
 
     image: npt.NDArray[np.uint8] | None
@@ -36,13 +36,16 @@ class Observation:
         mask = self.mask
         if mask.ndim != 2 or mask.dtype not in (np.uint8, np.uint16):
             raise InputError(
-                f"mask is {mask.dtype} of shape {mask.shape}; give a label image (H, W) of uint8 or uint16", reason="bad_dtype"
+                f"mask is {mask.dtype} of shape {mask.shape}; give a label image (H, W) of uint8 or uint16",
+                reason="bad_dtype",
             )
         for name, image in (("image", self.image), ("event_image", self.event_image)):
             if image is None:
                 continue
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise InputError(f"{name} is {image.dtype} of shape {image.shape}; give (H, W, 3) uint8", reason="bad_dtype")
+                raise InputError(
+                    f"{name} is {image.dtype} of shape {image.shape}; give (H, W, 3) uint8", reason="bad_dtype"
+                )
             _same_size(name, image.shape[:2], mask.shape)
         if self.image is None and self.event_image is None:
             raise InputError("neither image nor event_image is given; give at least one", reason="no_input")
@@ -73,10 +76,10 @@ class Crop:
 
 
 def object_crops(mask: npt.NDArray[np.integer], crop_factor: float) -> list[Crop]:
-    """One crop for each label of ``mask`` (H, W), by ascending label; objects less than 2 pixels wide or high are left out.
+    """One crop for each label of ``mask`` (H, W), by ascending label; objects under 3 pixels wide or high are left out.
 
-    The square is ``crop_factor`` times the larger side of the label's box, around the box's centre (SAM 3D's rule, its factor
-    being 1.2).
+    The square is ``crop_factor`` times the larger side of the label's box, around the box's centre (SAM 3D's rule, its
+    factor being 1.2).
     """
     crops = []
     for label in np.unique(mask[mask > 0]):
@@ -109,7 +112,9 @@ def crop_resize(image: npt.NDArray[np.generic], crop: Crop, size: int) -> Tensor
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """A batch of B object crops: ``image``, ``event_image``: (B, 3, S, S) or None; ``mask``: (B, 1, S, S); float32 in [0, 1]."""
+    """A batch of B object crops: ``image``, ``event_image``: (B, 3, S, S) or None; ``mask``: (B, 1, S, S); float32 in
+    [0, 1].
+    """
 
     image: Tensor | None
     event_image: Tensor | None

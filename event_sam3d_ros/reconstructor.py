@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,12 @@ OCCUPANCY_RESOLUTION = 64
 class Reconstruction:
     """One object, in the camera's optical frame.
 
-    ``id``: the mask's label; ``score``: 0..1, the IoU that the network expects of its shape; ``metric``: True if the scale
-    comes from depth, else size and distance rest on the model's prior size and only their ratio means anything;
-    ``occupancy``: (64, 64, 64) bool, indexed [x, y, z] in the object frame, a cube of side max(size) around the centre, z up;
-    ``points``: (N, 3) float32 on the surface, metres, camera frame; ``colors``: (N, 3) uint8 RGB;
-    ``position``: (3,) the box's centre, metres; ``quaternion``: (4,) x, y, z, w, object -> camera; ``size``: (3,) the box's
-    extents along the object's axes, metres.
+    ``id``: the mask's label; ``score``: 0..1, the IoU that the network expects of its shape; ``metric``: True if the
+    scale comes from depth, else size and distance rest on the model's prior size and only their ratio means anything;
+    ``occupancy``: (64, 64, 64) bool, indexed [x, y, z] in the object frame, a cube of side max(size) around the centre,
+    z up; ``points``: (N, 3) float32 on the surface, metres, camera frame; ``colors``: (N, 3) uint8 RGB; ``position``:
+    (3,) the box's centre, metres; ``quaternion``: (4,) x, y, z, w, object -> camera; ``size``: (3,) the box's extents
+    along the object's axes, metres.
     """
 
     id: int
@@ -52,8 +53,9 @@ class Reconstruction:
 class Reconstructor:
     """A loaded model. Calls are independent of each other; one instance must not be called from two threads at once.
 
-    ``device``: "auto" (CUDA where there is a GPU, else CPU), "cpu", "cuda", "cuda:1"; ``precision``: "auto" (bf16 on CUDA,
-    fp32 on the CPU), "fp32", "bf16", "fp16"; ``seed`` is used by sampling geometry heads only, the direct head has none.
+    ``device``: "auto" (CUDA where there is a GPU, else CPU), "cpu", "cuda", "cuda:1"; ``precision``: "auto" (bf16 on
+    CUDA, fp32 on the CPU), "fp32", "bf16", "fp16"; ``seed`` is used by sampling geometry heads only, the direct head
+    has none.
     """
 
     def __init__(
@@ -85,13 +87,13 @@ class Reconstructor:
     def __call__(self, observation: Observation) -> list[Reconstruction]:
         """Reconstructs every object of the mask, by ascending label.
 
-        An object is left out if its mask is under 2 pixels wide or the network finds nothing solid; InputError, with a
-        reason, if the observation can't be used or no object remains.
+        An object is left out if its mask is under 3 pixels wide or high or the network finds nothing solid; InputError,
+        with a reason, if the observation can't be used or no object remains.
         """
         observation.validate()
         crops = object_crops(observation.mask, self.config.preprocess.crop_factor)
         if not crops:
-            raise InputError("every object in the mask is under 2 pixels wide or high", reason="object_too_small")
+            raise InputError("every object in the mask is under 3 pixels wide or high", reason="object_too_small")
         geometry = self._infer(network_input(observation, crops, self.config))
         found = [self._reconstruct(observation, crop, geometry, i) for i, crop in enumerate(crops)]
         reconstructions = [r for r in found if r is not None]
@@ -100,7 +102,8 @@ class Reconstructor:
         return reconstructions
 
     def warm_up(self) -> None:
-        """Runs the network once on a blank scene: the first call in a process takes many times as long as later ones."""
+        """Runs the network once on a blank scene: the first call in a process takes many times as long as later ones.
+        """
         side = 2 * self.config.encoder.image_size
         blank = np.zeros((side, side, 3), np.uint8)
         mask = np.pad(np.ones((side // 2, side // 2), np.uint8), side // 4)
@@ -152,10 +155,13 @@ class Reconstructor:
 def find_weights(name_or_path: str | Path) -> Path:
     """A shipped model's name -> its file, else the path itself.
 
-    Searched: the source tree's ``weights/``, the installed share folder, the folder ``$EVENT_SAM3D_WEIGHTS``.
+    Searched: the installed share folder (in a source tree its ``weights/``), then ``$EVENT_SAM3D_WEIGHTS``, if set.
     """
     name = f"event-sam3d-{name_or_path}.safetensors"
-    for folder in (share_folder() / "weights", Path(os.environ.get("EVENT_SAM3D_WEIGHTS", "."))):
+    folders = [share_folder() / "weights"]
+    if os.environ.get("EVENT_SAM3D_WEIGHTS"):
+        folders.append(Path(os.environ["EVENT_SAM3D_WEIGHTS"]))
+    for folder in folders:
         if (folder / name).is_file():
             return folder / name
     path = Path(name_or_path).expanduser()
@@ -194,8 +200,8 @@ def largest_component(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
 def surface_points(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """(D, H, W) logits -> (N, 3) grid coordinates u, v, w of the zero crossings along the three axes.
 
-    These are the vertices of marching cubes, interpolated linearly between cell centres; a solid that touches the grid's
-    border ends half a cell outside it.
+    These are the vertices of marching cubes, interpolated linearly between cell centres; a solid that touches the
+    grid's border ends half a cell outside it.
     """
     padded = np.pad(logits, 1, constant_values=-1e-3)
     resolution = logits.shape[0]
@@ -221,8 +227,8 @@ def measured_reference(
 ) -> float | None:
     """The reference depth (metres) at which the predicted front surface lies on the measured depth; None without depth.
 
-    Each column that is solid gives one estimate from the depth pixel under it; their median stands against background that a
-    bad mask lets in. Fewer than 10 columns with depth count as none.
+    Each column that is solid gives one estimate from the depth pixel under it; their median stands against background
+    that a bad mask lets in. Fewer than 10 columns with depth count as none.
     """
     if observation.depth is None:
         return None
@@ -250,7 +256,9 @@ def object_occupancy(
     center: npt.NDArray[np.floating],
     size: npt.NDArray[np.floating],
 ) -> npt.NDArray[np.bool_]:
-    """Resamples the crop's grid (D, H, W) into the object frame: (64, 64, 64) bool, cube of side max(size), at unit reference."""
+    """Resamples the crop's grid (D, H, W) into the object frame: (64, 64, 64) bool, cube of side max(size), at unit
+    reference.
+    """
     centers = grid_centers(OCCUPANCY_RESOLUTION) * (size.max() / 2)
     cube = np.stack(np.meshgrid(centers, centers, centers, indexing="ij"), axis=-1)
     uvw = frame.to_grid(cube @ rotation.T + center, 1.0)
@@ -266,8 +274,9 @@ def object_occupancy(
 
 
 def point_colors(observation: Observation, crop: Crop, uvw: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """The colour of the pixel in front of each point: (N, 3) uint8. Hidden points take the colour before them; without an
-    RGB image all are grey."""
+    """The colour of the pixel in front of each point: (N, 3) uint8. Hidden points take the colour before them; without
+    an RGB image all are grey.
+    """
     if observation.image is None:
         return np.full((len(uvw), 3), 128, dtype=np.uint8)
     center = (crop.side - 1) / 2
@@ -288,15 +297,13 @@ def _shifted(grid: npt.NDArray[np.bool_], axis: int) -> tuple[npt.NDArray[np.boo
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigurationError(f"device {name!r} is unknown; give auto, cpu, cuda or cuda:N", reason="bad_device")
+    device = torch.device(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigurationError(
-            f"device {name!r} is unknown; give auto, cpu, cuda or cuda:N", reason="bad_device"
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(
-            "device 'cuda' was asked for, but torch finds no CUDA GPU; use auto or cpu", reason="bad_device"
+            f"device {name!r} was asked for, but torch finds {count} CUDA GPUs; give auto or cpu", reason="bad_device"
         )
     return device
 

@@ -155,9 +155,14 @@ def test_unknown_models_devices_and_precisions_are_refused(monkeypatch, tmp_path
     with pytest.raises(CheckpointError, match="neither a shipped name"):
         find_weights("no-such-model")
     (tmp_path / "event-sam3d-mine.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EVENT_SAM3D_WEIGHTS", raising=False)
+    with pytest.raises(CheckpointError):  # a name is not looked for where one happens to stand
+        find_weights("mine")
     monkeypatch.setenv("EVENT_SAM3D_WEIGHTS", str(tmp_path))
     assert find_weights("mine") == tmp_path / "event-sam3d-mine.safetensors"
-    with pytest.raises(ConfigurationError, match="tpu9"):
-        Reconstructor(Network(CONFIG), {}, "tpu9")
+    for device in ("tpu9", "mps", "cuda:99", "cuda:", "meta"):
+        with pytest.raises(ConfigurationError, match=device):
+            Reconstructor(Network(CONFIG), {}, device)
     with pytest.raises(ConfigurationError, match="fp8"):
         Reconstructor(Network(CONFIG), {}, "cpu", "fp8")

@@ -1,7 +1,8 @@
 """Training samples: crops of synthetic cases, rendered once by all cores, kept as uint8 in memory-mapped files.
 
-Each case gives two crops. ``true``: cut by the true mask, sharp frame. ``degraded``: cut by the mask that a segmentation of the
-blurry frame would give, with the sharp and the blurry frame, the event image and both masks. Targets belong to the crop.
+Each case gives two crops. ``true``: cut by the true mask, sharp frame. ``degraded``: cut by the mask that a
+segmentation of the blurry frame would give, with the sharp and the blurry frame, the event image and both masks.
+Targets belong to the crop.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class DataConfig:
-    """``cases`` rendered on a window of ``sensor`` x ``sensor`` pixels; ``first_seed``: object seed of the first case."""
+    """``cases`` on windows of ``sensor`` x ``sensor`` pixels; ``first_seed``: object seed of the first case."""
 
     cases: int = 20000
     sensor: int = 112
@@ -101,10 +102,17 @@ def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) ->
     """Renders all cases into ``folder``, resuming where an earlier run stopped."""
     folder.mkdir(parents=True, exist_ok=True)
     progress_file = folder / "progress.json"
-    wanted = {"sensor": data.sensor, "first_seed": data.first_seed, "cases": data.cases, "size": config.encoder.image_size}
+    wanted = {
+        "sensor": data.sensor,
+        "first_seed": data.first_seed,
+        "cases": data.cases,
+        "size": config.encoder.image_size,
+    }
     progress = json.loads(progress_file.read_text()) if progress_file.exists() else {**wanted, "done": []}
     if {k: progress[k] for k in wanted} != wanted:
-        raise InputError(f"{folder} holds samples of other settings; give another folder or delete it", reason="other_data")
+        raise InputError(
+            f"{folder} holds samples of other settings; give another folder or delete it", reason="other_data"
+        )
     stores = {
         name: np.lib.format.open_memmap(
             folder / f"{name}.npy", "r+" if (folder / f"{name}.npy").exists() else "w+", dtype, (data.cases, *shape)
@@ -149,7 +157,9 @@ class Batches:
         progress = json.loads((folder / "progress.json").read_text())
         missing = [start for start in range(0, cases, CHUNK) if start not in set(progress["done"])]
         if missing or cases > progress["cases"]:
-            raise InputError(f"{folder} lacks cases from {min(missing, default=progress['cases'])} on: render them first")
+            raise InputError(
+                f"{folder} lacks cases from {min(missing, default=progress['cases'])} on: render them first"
+            )
         self.rows = np.arange(cases)
         self.stores = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields(config)}
         self.grid = config.direct.resolution
@@ -172,7 +182,7 @@ class Batches:
 
 
 def augment(batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-    """Mirrors half of the samples (images, grids and up vectors together), varies colour, drops and adds event pixels."""
+    """Mirrors half of the samples (images, grids, up vectors together), varies colour, drops event pixels."""
     count = len(batch["true_up"])
     mirror = torch.from_numpy(rng.random(count) < 0.5)
     gain = torch.from_numpy(rng.uniform(0.8, 1.2, (count, 3, 1, 1)).astype(np.float32))
@@ -192,4 +202,3 @@ def augment(batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Ten
     drop = torch.from_numpy(rng.random((count, 1, size, size)) < rng.uniform(0, 0.15, (count, 1, 1, 1)))
     result["degraded_events"] = result["degraded_events"] * ~drop
     return result
-

@@ -2,8 +2,9 @@
 
 ``python -m training.distill --data DIR --weights pretrained.safetensors --out distilled.safetensors``
 
-Teacher: the frozen RGB encoder on the sharp frame with the true mask. Student: the event encoder, initialised from the teacher,
-on the Tencode image and the degraded mask of the same crop. Loss: L1 between features of stages and final tokens.
+Teacher: the frozen RGB encoder on the sharp frame with the true mask. Student: the event encoder, initialised from the
+teacher, on the Tencode image and the degraded mask of the same crop. Loss: L1 between features of stages and final
+tokens.
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "config" / "nano.yaml")
     parser.add_argument("--data", type=Path, required=True, help="folder of rendered samples (training.render)")
-    parser.add_argument("--out", type=Path, required=True, help="model file to write; the state to resume lies beside it")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="model file to write; the state to resume lies beside it"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice")
     return parser
@@ -76,7 +78,9 @@ def load_stage_input(path: Path, config: ModelConfig) -> Network:
     """The network that an earlier stage wrote; it must have the configuration that is trained now."""
     network, _ = load_checkpoint(path)
     if network.config != config:
-        raise CheckpointError(f"{path} was made for another configuration than the one given", reason="wrong_checkpoint")
+        raise CheckpointError(
+            f"{path} was made for another configuration than the one given", reason="wrong_checkpoint"
+        )
     return network
 
 
@@ -146,7 +150,12 @@ def _save(network, optimizer, schedule, parameters, averaged, step, state_file: 
     temporary.replace(state_file)
     current = [p.detach().clone() for p in parameters]
     _assign(parameters, averaged)
-    save_checkpoint(temporary, network, {"tag": name, "version": "0.1.0", "licence": "Apache-2.0", "steps": str(step)}, torch.float32)
+    save_checkpoint(
+        temporary,
+        network,
+        {"tag": name, "version": "0.1.0", "licence": "Apache-2.0", "steps": str(step)},
+        torch.float32,
+    )
     temporary.replace(out)
     _assign(parameters, current)
 

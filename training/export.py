@@ -1,4 +1,7 @@
-"""Writes a trained model as it ships: ``python -m training.export trained.safetensors weights/event-sam3d-nano.safetensors``."""
+"""Writes a trained model as it ships.
+
+``python -m training.export trained.safetensors weights/event-sam3d-nano.safetensors``
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 ``python -m training.fuse --data DIR --weights distilled.safetensors --out fused.safetensors``
 
-Everything but the fusion is frozen. With ``--unfreeze`` it is the short finishing phase instead: everything is trained against the
-truth, in all four input modes, so that missing events and missing RGB both keep working.
+Everything but the fusion is frozen. With ``--unfreeze`` it is the short finishing phase instead: everything is trained
+against the truth, in all four input modes, so that missing events and missing RGB both keep working.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from training.losses import geometry_loss, grid_iou, teacher_loss
 FINISHING_MODES = {"fused": 0.4, "sharp": 0.2, "blurry": 0.2, "events": 0.2}
 
 
-def fusion_loss(network: Network, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+def fusion_loss(
+    network: Network, batch: dict[str, Tensor], rng: np.random.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         teacher = network(batch["degraded_sharp"], None, batch["degraded_true_mask"])
     geometry = network(batch["degraded_blurry"], batch["degraded_events"], batch["degraded_mask"])
@@ -30,7 +32,9 @@ def fusion_loss(network: Network, batch: dict[str, Tensor], rng: np.random.Gener
     return total, {**parts, "iou": grid_iou(geometry.logits, batch["degraded_occupancy"]).mean()}
 
 
-def finishing_loss(network: Network, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+def finishing_loss(
+    network: Network, batch: dict[str, Tensor], rng: np.random.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
     mode = rng.choice(list(FINISHING_MODES), p=list(FINISHING_MODES.values()))
     crop = "true" if mode == "sharp" else "degraded"
     mask = batch[f"{crop}_mask"]
@@ -42,8 +46,12 @@ def finishing_loss(network: Network, batch: dict[str, Tensor], rng: np.random.Ge
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="model file of stage 1 (with --unfreeze: of stage 2)")
-    parser.add_argument("--unfreeze", action="store_true", help="the finishing phase: train everything against the truth")
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="model file of stage 1 (with --unfreeze: of stage 2)"
+    )
+    parser.add_argument(
+        "--unfreeze", action="store_true", help="the finishing phase: train everything against the truth"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,4 +1,6 @@
-"""Stage 0: trains the RGB network on sharp frames: ``python -m training.pretrain --data DIR --out pretrained.safetensors``.
+"""Stage 0: trains the RGB network on sharp frames.
+
+``python -m training.pretrain --data DIR --out pretrained.safetensors``
 
 This stands in for the released SAM 3D weights at sizes for which there are none.
 """
@@ -16,7 +18,7 @@ from training.losses import geometry_loss
 
 
 def loss(network: Network, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """Half of the steps see the crop of the true mask, half that of a degraded mask; of those, half the degraded mask itself."""
+    """Half of the steps crop by the true mask, half by a degraded one; of those, half also see the degraded mask."""
     if rng.random() < 0.5:
         crop, mask = "true", batch["true_mask"]
     else:

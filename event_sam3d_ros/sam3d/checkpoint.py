@@ -18,7 +18,9 @@ from event_sam3d_ros.sam3d.network import Network
 FORMAT = "event_sam3d_ros/1"
 
 
-def save_checkpoint(path: str | Path, network: Network, info: dict[str, str], dtype: torch.dtype = torch.float16) -> None:
+def save_checkpoint(
+    path: str | Path, network: Network, info: dict[str, str], dtype: torch.dtype = torch.float16
+) -> None:
     """Writes the network's weights as ``dtype``; ``info`` (tag, version, licence, ...) goes into the header."""
     state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
     metadata = {"format": FORMAT, "config": json.dumps(to_dict(network.config)), **info}
@@ -26,7 +28,8 @@ def save_checkpoint(path: str | Path, network: Network, info: dict[str, str], dt
 
 
 def load_checkpoint(path: str | Path) -> tuple[Network, dict[str, Any]]:
-    """Reads a model file -> the network (float32, evaluation mode, CPU) and its identity (header fields and ``sha256``).
+    """Reads a model file -> the network (float32, evaluation mode, CPU) and its identity (header fields and
+    ``sha256``).
 
     Every tensor is checked by name and shape against the network that the header's configuration builds. Raises
     CheckpointError if the file is missing, damaged, or not made by this package.

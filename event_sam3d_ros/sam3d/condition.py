@@ -1,8 +1,8 @@
 """The condition stage: image and event crops of an object -> features for the geometry head.
 
 The RGB encoder sees the crop and its mask; the event encoder, the same network trained to give the RGB encoder's sharp
-features from a Tencode image, sees the events and the mask. What is given decides the mode: RGB alone runs the plain network
-and the event branch costs nothing; events alone are decoded from the event encoder's features; both are fused.
+features from a Tencode image, sees the events and the mask. What is given decides the mode: RGB alone runs the plain
+network and the event branch costs nothing; events alone are decoded from the event encoder's features; both are fused.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class ConditionStage(nn.Module):
 
         Raises InputError if both are None.
         """
-        if image is None and event_image is None:
-            raise InputError("neither an RGB image nor an event image is given; give at least one", reason="no_input")
         if event_image is None:
+            if image is None:
+                raise InputError("neither an RGB nor an event image is given; give at least one", reason="no_input")
             return self.rgb_encoder(torch.cat([image, mask], dim=1))
-        events = self.event_encoder(torch.cat([event_image, mask], dim=1))
+        events: Features = self.event_encoder(torch.cat([event_image, mask], dim=1))
         if image is None:
             return events
         return self.rgb_encoder(

@@ -1,8 +1,9 @@
 """Zero-initialised gated fusion: event features enter the RGB encoder through gates that start closed.
 
 At transformer blocks the RGB tokens attend to the event tokens (the gated cross-attention of Flamingo, Alayrac et al.
-2022, section 2.2: ``x + tanh(g) * attention``, ``x + tanh(g) * mlp``); at stem scales, where both feature maps share one pixel
-grid, a convolution over both replaces the attention. With every gate at zero the RGB encoder is unchanged bit for bit.
+2022, section 2.2: ``x + tanh(g) * attention``, ``x + tanh(g) * mlp``); at stem scales, where both feature maps share
+one pixel grid, a convolution over both replaces the attention. With every gate at zero the RGB encoder is unchanged bit
+for bit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one-pass geometry head: each image column of the crop predicts its column of voxels.
 
-The voxel grid is aligned with the crop and perspective-correct (`layout.CropFrame`), so the silhouette is a local question
-and only depth has to be inferred. Deterministic, no sampling; made for small models.
+The voxel grid is aligned with the crop and perspective-correct (`layout.CropFrame`), so the silhouette is a local
+question and only depth has to be inferred. Deterministic, no sampling; made for small models.
 """
 
 from __future__ import annotations
@@ -43,12 +43,16 @@ class DirectHead(nn.Module):
         )
         self.skip_names = [f"stem.{i}" for i in reversed(range(len(encoder.stem)))][: len(skips)]
         self.columns = nn.Conv2d(head.channels[-1], head.resolution, 1)
-        self.up_vector = nn.Sequential(nn.Linear(encoder.width, encoder.width), nn.GELU(), nn.Linear(encoder.width, 3))
+        assert self.columns.bias is not None
+        self.up_vector = nn.Sequential(
+            nn.Linear(encoder.width, encoder.width), nn.GELU(), last := nn.Linear(encoder.width, 3)
+        )
         self.score = nn.Sequential(nn.Linear(encoder.width, 64), nn.GELU(), nn.Linear(64, 1))
-        nn.init.constant_(self.columns.bias, -1.5)  # about the share of solid voxels in a crop's grid
-        with torch.no_grad():  # start from the commonest view: up is image-up, tilted a little to the camera
-            self.up_vector[-1].weight.mul_(0.1)
-            self.up_vector[-1].bias.copy_(torch.tensor([0.0, -0.9, -0.4]))
+        with torch.no_grad():
+            self.columns.bias.fill_(-1.5)  # about the share of solid voxels in a crop's grid
+            # start from the commonest view: up is image-up, tilted a little to the camera
+            last.weight.mul_(0.1)
+            last.bias.copy_(torch.tensor([0.0, -0.9, -0.4]))
 
     def forward(self, features: Features) -> Geometry:
         tokens = features.tokens

@@ -8,7 +8,8 @@ Chain of frames, all right-handed:
   ``z = reference * (1 + slope * depth_range * w)``, so that a voxel is about as deep as it is wide;
 * object: origin at the centre of the object's box, z up, x along the viewing direction (`object_rotation`).
 
-``reference`` (the depth of the object's centre, metres) is the only thing one image can't tell: it comes from depth or a prior.
+``reference`` (the depth of the object's centre, metres) is the only thing one image can't tell: it comes from depth or
+a prior.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ FloatArray = npt.NDArray[np.floating]
 class CropFrame:
     """A square crop of a camera image.
 
-    ``K``: (3, 3) intrinsics in pixels; ``center``: (2,) x, y of the crop's centre in pixels (pixel centres at whole numbers, as in OpenCV and ROS);
-    ``side``: the crop's side in pixels; ``depth_range``: half the grid's depth in units of its half-width.
+    ``K``: (3, 3) intrinsics in pixels; ``center``: (2,) x, y of the crop's centre in pixels (pixel centres at whole
+    numbers, as in OpenCV and ROS); ``side``: the crop's side in pixels; ``depth_range``: half the grid's depth in units
+    of its half-width.
     """
 
     K: FloatArray
@@ -39,7 +41,9 @@ class CropFrame:
         """(3, 3) crop -> camera: the smallest rotation that takes the z axis to the ray of the crop's centre."""
         x, y, z = _unit(self._rays(np.zeros(2)))
         # Rodrigues' formula for the axis z_axis x ray, written out
-        return np.array([[1 - x * x / (1 + z), -x * y / (1 + z), x], [-x * y / (1 + z), 1 - y * y / (1 + z), y], [-x, -y, z]])
+        return np.array(
+            [[1 - x * x / (1 + z), -x * y / (1 + z), x], [-x * y / (1 + z), 1 - y * y / (1 + z), y], [-x, -y, z]]
+        )
 
     @property
     def slope(self) -> float:
@@ -85,11 +89,12 @@ def grid_centers(resolution: int) -> FloatArray:
 def object_rotation(up: FloatArray, ray: FloatArray) -> FloatArray:
     """(3, 3) object -> camera. Columns: x = ``ray`` projected on the plane orthogonal to z; y = z cross x; z = ``up``.
 
-    ``up``, ``ray``: (3,) in the camera frame, any length; ``ray`` points from the camera to the object. One image of an unknown object
-    tells no heading of its own, so the camera's is used. Looking straight along ``up``, the image's upward direction
-    (0, -1, 0) takes the ray's place.
+    ``up``, ``ray``: (3,) in the camera frame, any length; ``ray`` points from the camera to the object. One image of an
+    unknown object tells no heading of its own, so the camera's is used. Looking straight along ``up``, the image's
+    upward direction (0, -1, 0) takes the ray's place.
     """
     z = _unit(np.asarray(up, dtype=np.float64))
+    x: FloatArray
     for direction in (np.asarray(ray, dtype=np.float64), np.array([0.0, -1.0, 0.0]), np.array([1.0, 0.0, 0.0])):
         x = _unit(direction) - (_unit(direction) @ z) * z
         if np.linalg.norm(x) > 1e-3:

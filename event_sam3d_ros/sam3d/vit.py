@@ -35,6 +35,9 @@ class Features:
 class VisionTransformer(nn.Module):
     """(B, in_channels, S, S) float in [0, 1] -> `Features`."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config

@@ -1,4 +1,6 @@
-"""The training stages, on a handful of real samples: targets that agree with the pictures, exact resuming, frozen parts."""
+"""The training stages, on a handful of real samples: targets that agree with the pictures, exact resuming, frozen
+parts.
+"""
 
 import dataclasses
 
@@ -74,14 +76,18 @@ def test_mirroring_keeps_images_and_targets_together(folder):
 
 def run(network, folder, out, loss=pretrain.loss, trained=None, stage=STAGE):
     batches = Batches(folder, CONFIG, stage.batch_size, stage.seed, stage.cases)
-    train("test", network, trained or network.parameters(), lambda b, r: loss(network, b, r), batches, stage, out, "cpu")
+    train(
+        "test", network, trained or network.parameters(), lambda b, r: loss(network, b, r), batches, stage, out, "cpu"
+    )
 
 
 def test_a_killed_run_resumes_bit_identically(folder, network, tmp_path):
     start = {k: v.clone() for k, v in network.state_dict().items()}
     run(network, folder, tmp_path / "whole.safetensors")
 
-    def dies(network, batch, rng, calls=iter(range(9))):
+    calls = iter(range(9))
+
+    def dies(network, batch, rng):
         if next(calls) == 3:
             raise KeyboardInterrupt
         return pretrain.loss(network, batch, rng)
