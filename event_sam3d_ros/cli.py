@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--bag", type=Path, help="rosbag2 with events, frames, calibration, masks (the bundled recording)"
     )
     demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the results (%(default)s)")
-    demo.add_argument("--rate", type=_positive, default=1.0, help="speed, 1 = as recorded (%(default)s)")
+    demo.add_argument("--rate", type=_rate, default=1.0, help="speed, 1 = as recorded (%(default)s)")
     demo.set_defaults(command=_demo)
 
     info = commands.add_parser("info", help="show the installed model, or what a recording holds")
@@ -71,19 +71,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1000:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+def _rate(text: str) -> float:
+    """A speed that the player takes."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0.001 to 1000")
     return value
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from event_sam3d_ros.events.recordings import open_recording, write_rosbag2
+    from event_sam3d_ros.events.recordings import EcdFolder, open_recording, write_rosbag2
 
     recording = open_recording(options.input)
     count = write_rosbag2(options.output, _with_progress(recording), storage=options.storage)
     print(f"{count} messages written to {options.output}")
+    if isinstance(recording, EcdFolder) and recording.time_offset_ns:
+        print("all stamps are 1 s later than in the input: a ROS stamp of 0 would mean that there is none")
 
 
 def _with_progress(recording: Recording) -> Iterator[Sample]:
