@@ -26,6 +26,7 @@ from event_sam3d_ros.events.representations import tencode
 # A sensor's clock and its packets' stamps agree to a few ms; further apart they are not of one stream.
 _PLAUSIBLE_NS = 1_000_000_000
 _MAX_PENDING = 64
+_MAX_SIDE = 8192  # pixels; several times the largest event sensor
 _DVS = "dvs_msgs/msg/EventArray"
 
 
@@ -141,10 +142,12 @@ class EventWindows:
     def _read(self, cdr: bytes) -> _Packet:
         if self._message_type != _DVS:
             view = parse_event_packet_cdr(cdr)
+            _check_geometry(view.width, view.height)
             if view.stamp_ns <= 0:
                 raise InputError("event packet without a stamp was dropped: fill header.stamp", reason="zero_stamp")
             return _Packet(view, None)
         stamp_ns, width, height, events = decode_dvs_event_array_cdr(cdr)
+        _check_geometry(width, height)
         if len(events):
             # These events carry ROS time: their packet counts as stamped when its first event happened.
             stamp_ns = int(events.t[0]) * 1000
@@ -262,6 +265,16 @@ class EventWindows:
         events = self._buffer.window(t0_us, t1_us)
         image = tencode(events, t0_us, t1_us, self._stream.width, self._stream.height)
         return EventWindow(stamp_ns, frame_id, start_ns, end_ns, len(events), image)
+
+
+def _check_geometry(width: int, height: int) -> None:
+    """Refuse a sensor without pixels, or one whose images would take all memory."""
+    if not (1 <= width <= _MAX_SIDE and 1 <= height <= _MAX_SIDE):
+        raise DecodeError(
+            f"event message says its sensor has {width}x{height} pixels; sides from 1 to {_MAX_SIDE} are possible: "
+            "check the driver",
+            reason="bad_geometry",
+        )
 
 
 def _shape(view: EventPacketView) -> str:

@@ -31,6 +31,8 @@ _REASONS = (
     "incomplete_window",
     "too_many_frames",
     "zero_stamp",
+    "bad_geometry",
+    "internal_error",
     "unknown_parameter",
     "bad_parameter",
 )
@@ -82,7 +84,7 @@ class EventImageNode(PipelineNode):
         if not continuous:
             topic, frame_class = _FRAME_SOURCES[self.value("frame_source")]
             self.add_input("frames", frame_class, topic, self._on_frame, raw=True)
-        self._poll_timer = self.create_timer(_POLL_S, self._publish_ready, clock=self.steady_clock)
+        self._poll_timer = self.add_timer(_POLL_S, self._publish_ready)
 
     def deactivate(self) -> None:
         """Stop and forget the events."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -51,6 +52,12 @@ class Health:
             self._logged[reason] = (now, count)
         more = f" ({count - logged_count} times since the last message)" if count - logged_count > 1 else ""
         self._log(f"{reason}: {sentence}{more}")
+
+    def unexpected(self, where: str, error: Exception) -> None:
+        """Report an exception that nobody thought of as ``internal_error``, with the line that raised it."""
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{line.filename.rpartition('/')[2]}:{line.lineno}"
+        self.report("internal_error", f"{where}: {type(error).__name__}: {error} ({place}): please report it")
 
     def recent(self, within_s: float = _LOG_EVERY_S) -> dict[str, str]:
         """Reasons reported within the last seconds with their newest sentence, newest first."""

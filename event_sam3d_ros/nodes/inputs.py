@@ -24,7 +24,7 @@ class Input:
     drain        take everything that waits at once: rclpy's executor takes one message for each round of waiting, which
                  costs more than to decode a packet of events
 
-    Errors of this package raised by the callback are counted and logged, so that bad input never ends the node.
+    Whatever the callback raises is counted and logged, so that bad input never ends the node.
     """
 
     def __init__(
@@ -76,6 +76,8 @@ class Input:
             self._callback(message)
         except EventSam3dError as error:
             self._health.report(error.reason, f"{self.topic}: {error}")
+        except Exception as error:  # whatever it was, one message must not end the node
+            self._health.unexpected(self.topic, error)
 
     @property
     def topic(self) -> str:

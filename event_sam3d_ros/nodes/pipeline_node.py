@@ -20,6 +20,7 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
+from rclpy.timer import Timer
 
 from event_sam3d_ros.errors import ConfigurationError, EventSam3dError
 from event_sam3d_ros.nodes.health import Health
@@ -58,8 +59,8 @@ class PipelineNode(LifecycleNode):
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Steady timers: with use_sim_time the node's own clock stands still until somebody publishes /clock.
         self.steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=self.steady_clock)
-        self.create_timer(_REFRESH_PERIOD_S, self._refresh_inputs, clock=self.steady_clock)
+        self.add_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
+        self.add_timer(_REFRESH_PERIOD_S, self._refresh_inputs)
         if self.value("autostart"):
             self._autostart_timer = self.create_timer(0.0, self._autostart, clock=self.steady_clock)
         self._answer_impossible_transitions()
@@ -214,6 +215,17 @@ class PipelineNode(LifecycleNode):
         connection = Input(self, self.health, source, message_type, topic, callback, **(qos | options))
         self.inputs.append(connection)
         return connection
+
+    def add_timer(self, period_s: float, callback: Callable[[], None]) -> Timer:
+        """Call on a steady clock, until ``destroy_timer``; what the callback raises is counted and logged."""
+
+        def guarded() -> None:
+            try:
+                callback()
+            except Exception as error:  # whatever it was, it must not end the node
+                self.health.unexpected(callback.__name__, error)
+
+        return self.create_timer(period_s, guarded, clock=self.steady_clock)
 
     def _refresh_inputs(self) -> None:
         for connection in self.inputs:

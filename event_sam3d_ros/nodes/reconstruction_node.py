@@ -49,6 +49,7 @@ _REASONS = (
     "stale",
     "out_of_memory",
     "inference_error",
+    "internal_error",
     "corrupt_checkpoint",
     "unknown_parameter",
     "bad_parameter",
@@ -124,7 +125,7 @@ class ReconstructionNode(PipelineNode):
         )
         self.parameters_changed()
         self._worker = LatestWinsWorker(self._process, self._dropped, "reconstruction")
-        self._expire_timer = self.create_timer(_EXPIRE_PERIOD_S, self._expire, clock=self.steady_clock)
+        self._expire_timer = self.add_timer(_EXPIRE_PERIOD_S, self._expire)
 
     def _subscribe(self, sources: set[str]) -> Any:
         types = {

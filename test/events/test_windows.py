@@ -191,6 +191,7 @@ REFUSED_AT_ONCE = {
     "corrupt_packet": lambda cdrs: garbage(),
     "corrupt_message": lambda cdrs: b"nothing that was ever a message",
     "zero_stamp": lambda cdrs: packet(stamp_ns=0),
+    "bad_geometry": lambda cdrs: packet(width=100_000, height=100_000),
 }
 SET_ASIDE = {
     "stream_changed": [
@@ -215,6 +216,16 @@ def test_a_packet_that_makes_no_sense_changes_nothing(reason):
     setup.feed(cdrs[10:])
     assert np.array_equal(setup.window_at(100)[0].image, clean.window_at(100)[0].image)
     assert not setup.reports
+
+
+@pytest.mark.parametrize("width, height", [(100_000, 100_000), (0, 48), (64, 8193)])
+def test_a_first_message_of_an_impossible_sensor_is_refused(width, height):
+    dvs = encode_dvs_event_array_cdr(START_NS, "events", width, height, Events.empty())
+    for setup, cdr in [(Setup(), packet(width=width, height=height)), (Setup("dvs_msgs/msg/EventArray"), dvs)]:
+        with pytest.raises(DecodeError, match="pixels") as error:
+            setup.feed([cdr])
+        assert error.value.reason == "bad_geometry"
+        assert setup.window_at(100, now_s=1.0) == setup.windows.ready(2.0) == []
 
 
 @pytest.mark.parametrize("reason, bad", [(reason, bad) for reason, bads in SET_ASIDE.items() for bad in bads])

@@ -142,3 +142,20 @@ def test_windows_back_to_back_need_no_frames(bench):
         check(made, number, START_US + 50_000 * number)
         assert made.images[number].header.frame_id == "events"
         assert stamp_to_ns(made.images[number].header.stamp) == (START_US + 50_000 * number + 25_000) * 1000
+
+
+def test_what_nobody_thought_of_is_counted_and_does_not_end_the_node(bench, monkeypatch):
+    made = bench()
+
+    def fail(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(made.node._windows, "add_packet", fail)
+    send_events(made, "event_camera_msgs/msg/EventPacket")
+    made.wait_for(lambda: made.node.health.counts["internal_error"] == 20)
+    assert "MemoryError: no room (test_event_image_node.py:" in made.node.health.recent()["internal_error"]
+    monkeypatch.setattr(made.node._windows, "ready", fail)
+    made.wait_for(lambda: made.node.health.recent()["internal_error"].startswith("_publish_ready: MemoryError"))
+    monkeypatch.setattr(made.node._windows, "ready", lambda _: [])
+    monkeypatch.setattr(made.node, "diagnostic_values", fail)
+    made.wait_for(lambda: made.node.health.recent()["internal_error"].startswith("_publish_diagnostics: MemoryError"))
