@@ -7,7 +7,7 @@ messages go through the type store of `rosbags`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,14 +49,14 @@ class Rosbag2Recording:
     receive time; ``topics``: which topic carries what.
     """
 
-    def __init__(self, path: Path, topics: Topics | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         with _translated(path), Reader(path) as reader:
             self.types: dict[str, str] = {c.topic: c.msgtype for c in reader.connections}
             self.counts: dict[str, int] = {c.topic: c.msgcount for c in reader.connections}
             self.start_ns, self.end_ns = reader.start_time, reader.end_time - 1
             self._message_count = reader.message_count
-        self.topics = topics or self._find_topics()
+        self.topics = self._find_topics()
 
     @property
     def image_count(self) -> int:
@@ -106,8 +106,6 @@ def write_rosbag2(
     samples: Iterable[Sample],
     *,
     storage: Literal["mcap", "sqlite3"] = "mcap",
-    topics: Topics | None = None,
-    custom_data: Mapping[str, str] | None = None,
 ) -> int:
     """Writes ``samples`` (by ascending receive time) as a new rosbag2 folder and returns the number of messages.
 
@@ -120,11 +118,9 @@ def write_rosbag2(
     writer = Writer(path, version=9, storage_plugin=plugin)
     if plugin == StoragePlugin.MCAP:
         writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-    for key, value in (custom_data or {}).items():
-        writer.set_custom_data(key, value)
     try:
         with writer:
-            encode = _SampleEncoder(topics or Topics())
+            encode = SampleEncoder()
             connections: dict[str, Any] = {}
             count = 0
             for sample in samples:
@@ -155,8 +151,11 @@ class _EventTopic:
     def __call__(self, message: RawMessage) -> EventChunk | None:
         """None for a message without events."""
         if message.type == DVS_TYPE:
-            stamp, width, height, events = decode_dvs_event_array_cdr(message.cdr)
-            return EventChunk(stamp, message.receive_ns, "", width, height, events) if len(events) else None
+            _, width, height, events = decode_dvs_event_array_cdr(message.cdr)
+            if not len(events):
+                return None
+            # These events carry ROS time, whatever the header's stamp is: their packet counts as stamped by the first.
+            return EventChunk(int(events.t[0]) * 1000, message.receive_ns, "", width, height, events)
         if message.type not in EVENT_PACKET_TYPES:
             raise unsupported_type(message, f"one of {', '.join(EVENT_TYPES)}")
         packet = parse_event_packet_cdr(message.cdr)
@@ -169,11 +168,11 @@ class _EventTopic:
         return EventChunk(packet.stamp_ns, message.receive_ns, packet.frame_id, packet.width, packet.height, events)
 
 
-class _SampleEncoder:
-    """Samples -> (topic, type, CDR). Numbers the event packets."""
+class SampleEncoder:
+    """Samples -> (topic, type, CDR), events as EventPackets of encoding evt3, which it numbers."""
 
-    def __init__(self, topics: Topics) -> None:
-        self._topics = topics
+    def __init__(self) -> None:
+        self._topics = Topics()
         self._encoder: Any = None
         self._sequence = 0
 
