@@ -22,6 +22,7 @@ from event_sam3d_ros.events.message_cdr import (
     encode_dvs_event_array_cdr,
     encode_event_packet_cdr,
     parse_event_packet_cdr,
+    parse_header_cdr,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "make_decoder",
     "make_encoder",
     "parse_event_packet_cdr",
+    "parse_header_cdr",
 ]
 
 _CODECS: dict[str, tuple[type[Decoder], type[Encoder]]] = {

@@ -85,6 +85,11 @@ class _Reader:
         return seconds * 1_000_000_000 + nanoseconds, self.string()
 
 
+def parse_header_cdr(cdr: Buffer) -> tuple[int, str]:
+    """Stamp in nanoseconds and frame of a message that begins with a Header; DecodeError ``truncated_message``."""
+    return _Reader(cdr).header()
+
+
 def parse_event_packet_cdr(cdr: Buffer) -> EventPacketView:
     """Fields of a serialised EventPacket. Raises DecodeError (``truncated_message``, ``corrupt_message``)."""
     reader = _Reader(cdr)

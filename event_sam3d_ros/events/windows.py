@@ -19,6 +19,7 @@ from event_sam3d_ros.events.codecs import (
     decode_dvs_event_array_cdr,
     make_decoder,
     parse_event_packet_cdr,
+    parse_header_cdr,
 )
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import tencode
@@ -151,7 +152,8 @@ class EventWindows:
         if len(events):
             # These events carry ROS time: their packet counts as stamped when its first event happened.
             stamp_ns = int(events.t[0]) * 1000
-        return _Packet(EventPacketView(stamp_ns, "", width, height, 0, 0, _DVS, False, memoryview(b"")), events)
+        frame_id = parse_header_cdr(cdr)[1]
+        return _Packet(EventPacketView(stamp_ns, frame_id, width, height, 0, 0, _DVS, False, memoryview(b"")), events)
 
     def _take(self, packet: _Packet) -> InputError | None:
         """Decode and store a packet; the reason if it does not continue the stream, and then nothing is changed."""

@@ -146,6 +146,14 @@ def test_windows_back_to_back_share_out_all_events():
         assert window.event_count == expected_image(events, t0, t0 + 50_000)[0]
 
 
+def test_windows_back_to_back_of_dvs_messages_keep_their_frame():
+    events = random_events()
+    absolute = Events(events.t + START_NS // 1000, events.x, events.y, events.p)
+    setup = Setup("dvs_msgs/msg/EventArray", continuous=True)
+    setup.feed([encode_dvs_event_array_cdr(START_NS, "dvs_optical", WIDTH, HEIGHT, absolute)])
+    assert [window.frame_id for window in setup.windows.ready(0.0)] == ["dvs_optical"] * 3
+
+
 def test_lost_packets_are_seen_from_their_numbers():
     cdrs = packets(random_events())
     setup = Setup()
