@@ -346,6 +346,43 @@ def test_no_process_outlives_the_block(fake_node: None, tmp_path: Path, monkeypa
     wait_for(lambda: not is_running(grandchild))
 
 
+def test_what_a_dead_node_left_behind_is_killed_too(fake_node: None, tmp_path: Path) -> None:
+    (tmp_path / "fake.py").write_text(STUBBORN.replace("time.sleep(100)\n", ""))
+    with processes.Processes(tmp_path / "logs", {}) as running:
+        running.start_node("fake", {})
+        grandchild = int(wait_for(running.log_file("fake").read_text))
+        wait_for(lambda: running.exit_code("fake") is not None)
+        assert is_running(grandchild)
+    wait_for(lambda: not is_running(grandchild))
+
+
+@pytest.mark.parametrize("number", processes.ENDING_SIGNALS)
+def test_every_ending_signal_stops_the_nodes(fake_node: None, tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "fake.py").write_text("import time; time.sleep(100)")
+    script = (
+        "import time\n"
+        "from pathlib import Path\n"
+        "from event_sam3d_ros.demo import processes, run\n"
+        f"with run._interruptible(), processes.Processes(Path({str(tmp_path / 'logs')!r}), {{}}) as running:\n"
+        "    running.start_node('fake', {})\n"
+        "    print(running._running['fake'].pid, flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert parent.stdout is not None
+    with parent:
+        node = int(parent.stdout.readline())
+        assert is_running(node)
+        parent.send_signal(number)
+        assert parent.wait(30) != 0
+    wait_for(lambda: not is_running(node))
+
+
 def test_a_node_that_dies_is_reported_with_its_last_lines(fake_node: None, tmp_path: Path) -> None:
     (tmp_path / "fake.py").write_text("import sys; print('the model is missing'); sys.exit(3)")
     with processes.Processes(tmp_path / "logs", {}) as running:

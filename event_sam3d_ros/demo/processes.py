@@ -17,6 +17,8 @@ from typing import TypeAlias
 
 from event_sam3d_ros.errors import EventSam3dError
 
+# Ctrl-C, kill, and the closing of the terminal.
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STOP_TIMEOUT_S = 5.0
 _LAST_LINES = 15
 
@@ -84,8 +86,9 @@ class Processes:
                 raise DemoError("\n    ".join([f"{name} ended with exit code {code}. Its last lines:", *lines]))
 
     def stop(self) -> None:
-        """SIGINT to every process group, SIGKILL to what still runs after five seconds. Can't be interrupted."""
-        ignored = (signal.SIGINT, signal.SIGTERM)
+        """SIGINT to every process group; five seconds later, or when its leader has ended, SIGKILL to what is left of
+        it. Can't be interrupted."""
+        ignored = ENDING_SIGNALS
         before = [signal.signal(number, signal.SIG_IGN) for number in ignored]
         try:
             for process in self._running.values():

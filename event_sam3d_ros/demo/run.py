@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from event_sam3d_ros.demo.overview import chosen_rows, draw_overview
-from event_sam3d_ros.demo.processes import DemoError, Parameters, Processes, free_domain_id
+from event_sam3d_ros.demo.processes import ENDING_SIGNALS, DemoError, Parameters, Processes, free_domain_id
 from event_sam3d_ros.demo.results import (
     RunResult,
     frame_numbers_of,
@@ -218,13 +218,17 @@ def _model_name(info: dict[str, Any]) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the block like Ctrl-C does."""
+    """SIGTERM and SIGHUP end the block like Ctrl-C does; a signal that is ignored (nohup) stays so."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The demo as a user runs it, on a piece of the bundled recording: its results against the offline API, and Ctrl-C."""
+"""The demo as a user runs it, on a piece of the bundled recording: its results against the offline API, and signals."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2: run in the shell of env.sh")
 import open3d
 
 from event_sam3d_ros.demo import truth
+from event_sam3d_ros.demo.processes import ENDING_SIGNALS
 from event_sam3d_ros.evaluation.replay import replay
 from event_sam3d_ros.events.recordings import Frame, open_recording, write_rosbag2
 from event_sam3d_ros.reconstructor import Reconstructor
@@ -135,7 +136,8 @@ def test_the_summary_tells_the_run(finished):
     assert cv2.imread(str(out / "overview.png")) is not None
 
 
-def test_ctrl_c_leaves_nothing_running(bag, tmp_path):
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
+def test_an_ending_signal_leaves_nothing_running(bag, tmp_path, number):
     process, mark, text = start_demo(bag, tmp_path / "out")
     try:
         end = time.monotonic() + 60
@@ -143,7 +145,7 @@ def test_ctrl_c_leaves_nothing_running(bag, tmp_path):
             time.sleep(0.1)
         time.sleep(2.0)
         assert process.poll() is None, text.read_text()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(30) == 130
     finally:
         process.kill()
