@@ -21,13 +21,17 @@ class EventBuffer:
     The events are one stretch of arrays twice as long as the limit: appending writes behind the stretch, and what is
     left moves to the front only when the arrays are full. So appending and finding a window are both cheap.
 
+    ``dropped_until`` is the time of the newest event that was dropped for a limit, None if none was.
+
     ``counters``: ``overflow_events`` dropped for number or memory although young enough, ``reordered_packets`` that
     were not sorted or began before the end of the packet before.
 
     Not thread-safe; a window is a copy and can be handed to another thread.
     """
 
-    def __init__(self, max_duration_us: int, max_events: int, max_bytes: int) -> None:
+    def __init__(
+        self, max_duration_us: int = 1_000_000, max_events: int = 20_000_000, max_bytes: int = 256_000_000
+    ) -> None:
         capacity = min(int(max_events), int(max_bytes) // (2 * _BYTES_PER_EVENT))
         if capacity < 1 or max_duration_us < 1:
             raise ConfigurationError(
@@ -38,6 +42,7 @@ class EventBuffer:
         self._max_duration_us = int(max_duration_us)
         self._store = {name: np.empty(2 * capacity, dtype) for name, dtype in FIELDS.items()}
         self._start = self._stop = 0
+        self.dropped_until: int | None = None
         self.counters = {"overflow_events": 0, "reordered_packets": 0}
 
     def append(self, events: Events) -> None:
@@ -69,6 +74,7 @@ class EventBuffer:
     def clear(self) -> None:
         """Drop all events; the counters stay."""
         self._start = self._stop = 0
+        self.dropped_until = None
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -95,6 +101,7 @@ class EventBuffer:
     def _write(self, events: Events) -> None:
         """Append sorted events that begin no earlier than the stored ones end, and drop what is over the limits."""
         oldest = int(events.t[-1]) - self._max_duration_us
+        incoming, start = events, self._start
         events = events[np.searchsorted(events.t, oldest) :]
         self._start += int(np.searchsorted(self._store["t"][self._start : self._stop], oldest))
         excess = len(self) + len(events) - self._capacity
@@ -103,6 +110,10 @@ class EventBuffer:
             from_store = min(excess, len(self))
             self._start += from_store
             events = events[excess - from_store :]
+        if len(events) < len(incoming):
+            self.dropped_until = int(incoming.t[len(incoming) - len(events) - 1])
+        elif self._start > start:
+            self.dropped_until = int(self._store["t"][self._start - 1])
         if self._stop + len(events) > 2 * self._capacity:
             kept = len(self)
             for array in self._store.values():

@@ -239,11 +239,21 @@ class EventWindows:
                 continue
             if not complete:
                 self._report("incomplete_window", "no events reached the end of a frame's window within max_wait_ms")
+            elif self._lost_since(start_ns):
+                self._report(
+                    "incomplete_window",
+                    "events at the start of a frame's window were no longer kept: raise buffer_ms, buffer_max_events "
+                    "or buffer_max_mb, or send frames sooner",
+                )
             windows.append(self._window(frame.stamp_ns, frame.frame_id, start_ns, end_ns))
         return windows
 
     def _has_events_until(self, end_ns: int) -> bool:
         return self._buffer.t_last is not None and self._buffer.t_last >= self._clock.to_sensor_us(end_ns)
+
+    def _lost_since(self, start_ns: int) -> bool:
+        dropped = self._buffer.dropped_until
+        return dropped is not None and dropped >= self._clock.to_sensor_us(start_ns)
 
     def _back_to_back(self) -> list[EventWindow]:
         windows: list[EventWindow] = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections.abc import Callable
+from typing import Any
 
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
@@ -52,6 +54,16 @@ class EventImageNode(PipelineNode):
     def __init__(self) -> None:
         super().__init__("event_image_node", EVENT_IMAGE_NODE, _REASONS)
         self._windows: EventWindows | None = None
+
+    def check_together(self, value: Callable[[str], Any]) -> None:
+        """The buffer has to hold a window until the last of its events may come."""
+        needed_ms = value("window_ms") + value("max_wait_ms")
+        if value("buffer_ms") < needed_ms:
+            raise ConfigurationError(
+                f"buffer_ms is {value('buffer_ms'):g}, less than window_ms + max_wait_ms = {needed_ms:g}: the start of "
+                "a window would be dropped before its end has come; raise buffer_ms or lower the others",
+                reason="bad_parameter",
+            )
 
     def configure(self) -> None:
         """Kernels and publishers."""

@@ -75,6 +75,9 @@ class PipelineNode(LifecycleNode):
         """As in rclpy, but refusals are sentences and are counted, and whole numbers do for doubles."""
         try:
             checked = [self._check_change(parameter) for parameter in parameter_list]
+            if self.state != "unconfigured":
+                changed = {parameter.name: parameter.value for parameter in checked}
+                self.check_together(lambda name: changed[name] if name in changed else self.value(name))
         except ConfigurationError as error:
             self.health.report(error.reason, str(error))
             return SetParametersResult(successful=False, reason=str(error))
@@ -95,6 +98,9 @@ class PipelineNode(LifecycleNode):
                 reason="bad_parameter",
             )
         return RosParameter(change.name, value=value)
+
+    def check_together(self, value: Callable[[str], Any]) -> None:
+        """Raise ConfigurationError where parameters contradict each other; called before they are used."""
 
     # Lifecycle
 
@@ -120,7 +126,7 @@ class PipelineNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Lifecycle transition."""
-        return self._transition(self.configure, "inactive", undo=self._cleanup)
+        return self._transition(self._configure, "inactive", undo=self._cleanup)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Lifecycle transition."""
@@ -163,6 +169,10 @@ class PipelineNode(LifecycleNode):
         self.state = target
         self.get_logger().info(target)
         return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        self.check_together(self.value)
+        self.configure()
 
     def _deactivate(self) -> None:
         for connection in self.inputs:

@@ -123,6 +123,21 @@ def test_a_frame_waits_for_the_end_of_its_window_or_until_its_time_is_over():
     assert len(setup.windows.ready(2.0)) == 1
 
 
+@pytest.mark.parametrize("limits, lost", [((60_000, 10**6), 1), ((10**6, 600), 1), ((200_000, 4000), 0)])
+def test_events_that_the_buffer_dropped_are_missed_at_the_start_of_a_window(limits, lost):
+    setup = Setup()
+    setup.windows = EventWindows(
+        "event_camera_msgs/msg/EventPacket",
+        WindowSettings(),
+        EventBuffer(*limits, 1 << 30),
+        lambda reason, sentence: setup.reports.append((reason, sentence)),
+    )
+    setup.feed(packets(random_events())[:30])  # 150 ms
+    assert len(setup.window_at(100)) == 1
+    assert setup.counts["incomplete_window"] == lost
+    assert all("start of a frame's window" in sentence for _, sentence in setup.reports)
+
+
 def test_a_frame_before_any_event_is_counted_and_given_up():
     setup = Setup()
     assert setup.window_at(100, now_s=1.0) == []

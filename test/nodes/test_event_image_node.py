@@ -11,6 +11,7 @@ from dvs_msgs.msg import EventArray as DvsEventArray
 from event_array_msgs.msg import EventArray
 from event_camera_msgs.msg import EventPacket
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
@@ -159,3 +160,16 @@ def test_what_nobody_thought_of_is_counted_and_does_not_end_the_node(bench, monk
     monkeypatch.setattr(made.node._windows, "ready", lambda _: [])
     monkeypatch.setattr(made.node, "diagnostic_values", fail)
     made.wait_for(lambda: made.node.health.recent()["internal_error"].startswith("_publish_diagnostics: MemoryError"))
+
+
+def test_a_buffer_shorter_than_a_window_and_its_wait_is_refused(bench, ros):
+    made = bench(buffer_ms=200.0)
+    refused = made.node.set_parameters_atomically([Parameter("max_wait_ms", value=151.0)])
+    assert not refused.successful and "buffer_ms is 200, less than window_ms + max_wait_ms = 201" in refused.reason
+    assert made.node.set_parameters_atomically([Parameter("max_wait_ms", value=150.0)]).successful
+    ros.shutdown()
+    ros.init(args=["--ros-args", "-p", "autostart:=false", "-p", "buffer_ms:=140.0"])
+    node = EventImageNode()
+    assert node.trigger_configure().name == "FAILURE"
+    assert "buffer_ms is 140" in node.health.recent()["bad_parameter"]
+    node.close()
