@@ -8,9 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
 
 from event_sam3d_ros.errors import RecordingError
-from event_sam3d_ros.events.bag_messages import EVENT_PACKET_TYPES
+from event_sam3d_ros.events.bag_messages import DVS_TYPE, EVENT_PACKET_TYPES
+from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.recordings import (
     Calibration,
@@ -22,6 +25,7 @@ from event_sam3d_ros.events.recordings import (
     open_rosbag2,
     write_rosbag2,
 )
+from event_sam3d_ros.events.windows import EventWindows, WindowSettings
 
 WIDTH, HEIGHT = 12, 8
 SECOND = 1_000_000_000
@@ -145,6 +149,43 @@ def test_what_is_no_recording_says_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "metadata.yaml").write_text("rosbag2_bagfile_information: {}")
     with pytest.raises(RecordingError, match="can't be read as a rosbag2"):
         open_recording(tmp_path)
+
+
+def write_dvs_bag(path: Path, packet_us: int = 9000) -> None:
+    """Events of 0.2 s in messages that are stamped when they are sent, at the end of their time, as drivers do."""
+    rng = np.random.default_rng(1)
+    t = np.sort(rng.integers(0, 200_000, 4000)) + 5_000_000
+    x, y = rng.integers(0, WIDTH, 4000).astype(np.uint16), rng.integers(0, HEIGHT, 4000).astype(np.uint16)
+    events = Events(t, x, y, rng.integers(0, 2, 4000).astype(np.uint8))
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        topic = writer.add_connection("/dvs/events", DVS_TYPE, msgdef="# not needed here", rihs01="RIHS01_" + 64 * "0")
+        for t0 in range(5_000_000, 5_200_000, packet_us):
+            part = events[int(np.searchsorted(t, t0)) : int(np.searchsorted(t, t0 + packet_us))]
+            end_ns = (t0 + packet_us) * 1000
+            writer.write(topic, end_ns, encode_dvs_event_array_cdr(end_ns, "dvs", WIDTH, HEIGHT, part))
+
+
+def windows_of(path: Path) -> list[tuple[int, np.ndarray]]:
+    """Number of events and image of windows, as event_image_node makes them of the recording's messages."""
+    recording = open_rosbag2(path)
+    kind = recording.types[recording.topics.events]
+    buffer = EventBuffer(1_000_000, 100_000, 10_000_000)
+    windows = EventWindows(kind, WindowSettings(), buffer, lambda reason, sentence: pytest.fail(sentence))
+    for message in recording.raw_messages():
+        windows.add_packet(message.cdr)
+    for stamp_ms in (5050, 5100, 5150):
+        windows.add_frame(stamp_ms * 1_000_000, "camera", 0.0)
+    return [(window.event_count, window.image) for window in windows.ready(0.0)]
+
+
+def test_a_dvs_recording_gives_the_same_windows_live_and_converted(tmp_path: Path) -> None:
+    write_dvs_bag(tmp_path / "dvs")
+    write_rosbag2(tmp_path / "converted", open_rosbag2(tmp_path / "dvs").samples())
+    live, converted = windows_of(tmp_path / "dvs"), windows_of(tmp_path / "converted")
+    assert len(live) == len(converted) == 3
+    for (count, image), (other_count, other_image) in zip(live, converted, strict=True):
+        assert count == other_count > 0
+        np.testing.assert_array_equal(image, other_image)
 
 
 # --- folders of text files -------------------------------------------------------------------------------------------
