@@ -11,6 +11,7 @@ Report = Callable[[str, str], None]
 
 _FINISHED_KEPT_S = 2.0
 _NEAR_KEPT = 16
+_STEP_BACK_NS = 1_000_000_000
 
 
 @dataclass
@@ -32,6 +33,7 @@ class StampPairing:
 
     Messages of one topic arrive in their order. So when a frame is complete, older ones will not be any more: they are
     handed out before it, or dropped. Frames leave in the order of their stamps. At most ``capacity`` frames wait.
+    When the stamps of a required source step back by more than a second, as when a bag loops, all starts anew.
     ``report(reason, sentence)`` is called for everything that is lost. Times ``now_s`` come from any steady clock.
     """
 
@@ -53,19 +55,26 @@ class StampPairing:
         self._waiting: dict[int, Frame] = {}
         self._near_messages: deque[tuple[int, Any]] = deque(maxlen=_NEAR_KEPT)
         self._finished: OrderedDict[int, float] = OrderedDict()
+        self._newest = {source: 0 for group in required for source in group}  # stamps
+        self._following: set[str] = set()  # sources that have yet to step back after another one
 
     def clear(self) -> None:
         """Forget everything that waits."""
         self._waiting.clear()
         self._near_messages.clear()
         self._finished.clear()
+        self._newest = dict.fromkeys(self._newest, 0)
+        self._following.clear()
 
     def add(self, source: str, stamp_ns: int, message: Any, now_s: float) -> list[Frame]:
         """Take a message in; the frames that are now ready, oldest first."""
         if stamp_ns <= 0:
             self._report("zero_stamp", f"{source} without a stamp was dropped: the sender has to fill header.stamp")
             return []
+        if source in self._newest:
+            self._follow(source, stamp_ns)
         if source == self._near:
+            self._forget_near_after(stamp_ns + _STEP_BACK_NS)
             self._near_messages.append((stamp_ns, message))
         elif self._is_finished(stamp_ns, now_s):
             self._report(
@@ -76,6 +85,27 @@ class StampPairing:
         else:
             self._waiting.setdefault(stamp_ns, Frame(stamp_ns, now_s)).messages[source] = message
         return self.expire(now_s)
+
+    def _follow(self, source: str, stamp_ns: int) -> None:
+        """Start anew where a required source's stamps step back, unless it follows another one."""
+        limit = stamp_ns + _STEP_BACK_NS
+        before, self._newest[source] = self._newest[source], stamp_ns
+        if before <= limit:
+            return
+        if source in self._following:
+            self._following.remove(source)
+            return
+        self._following = {name for name, newest in self._newest.items() if newest > limit}
+        self._waiting.clear()
+        self._finished.clear()
+        self._forget_near_after(limit)
+        self._report(
+            "backward_time", f"stamps of {source} step back by {(before - stamp_ns) / 1e9:.3f} s: pairing starts anew"
+        )
+
+    def _forget_near_after(self, limit_ns: int) -> None:
+        kept = [item for item in self._near_messages if item[0] <= limit_ns]
+        self._near_messages = deque(kept, maxlen=_NEAR_KEPT)
 
     def expire(self, now_s: float) -> list[Frame]:
         """The frames that are complete, older than a complete one, or out of time, oldest first."""

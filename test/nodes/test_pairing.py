@@ -77,6 +77,30 @@ def test_the_same_stamps_are_taken_again_when_a_bag_loops():
     assert not setup.counts
 
 
+def test_a_bag_that_loops_at_once_starts_anew_with_one_report():
+    setup = Setup(near="depth", expected=True)
+    stamps = range(1000, 4000, 100)
+    for _ in range(2):
+        for stamp in stamps:
+            waiting = [setup.add(source, stamp) for source in ("image", "mask", "event_image")]
+            (frame,) = setup.frames("depth", stamp + 1)
+            assert waiting == [[], [], []]
+            assert (frame.stamp_ns, frame.messages["depth"]) == (stamp * MS, f"depth {stamp + 1}")
+    assert setup.counts == {"backward_time": 1}
+
+
+def test_what_is_left_of_the_loop_before_does_not_start_anew_a_second_time():
+    setup = Setup()
+    for source in ("image", "mask", "event_image"):
+        setup.add(source, 5000)
+    setup.add("image", 6000)
+    setup.add("image", 1000)
+    setup.add("mask", 6000)  # late, of the loop before
+    setup.add("event_image", 1000)
+    assert 1000 in setup.add("mask", 1000)
+    assert setup.counts["backward_time"] == 1
+
+
 def test_parts_that_belong_together_count_as_one():
     counts = Counter()
     pairing = StampPairing([("image",)], [("event_image", "event_window")], lambda reason, _: counts.update([reason]))
