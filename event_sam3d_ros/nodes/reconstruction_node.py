@@ -50,6 +50,7 @@ _REASONS = (
     "out_of_memory",
     "inference_error",
     "internal_error",
+    "backward_time",
     "corrupt_checkpoint",
     "unknown_parameter",
     "bad_parameter",
@@ -280,9 +281,14 @@ class ReconstructionNode(PipelineNode):
         if self._reconstructor is None:
             return {}
         values = {"model": self._model_name, "device": str(getattr(self._reconstructor, "device", "unknown"))}
-        if torch.cuda.is_available():
-            free, total = torch.cuda.mem_get_info()
-            values["gpu_memory_free_mb"], values["gpu_memory_mb"] = f"{free / 1e6:.0f}", f"{total / 1e6:.0f}"
+        device = getattr(self._reconstructor, "device", None)
+        if device is not None and device.type == "cuda":
+            try:
+                free, total = torch.cuda.mem_get_info(device)
+            except RuntimeError as error:  # a GPU in trouble is when diagnostics are needed most
+                values["gpu_memory_error"] = str(error).splitlines()[0]
+            else:
+                values["gpu_memory_free_mb"], values["gpu_memory_mb"] = f"{free / 1e6:.0f}", f"{total / 1e6:.0f}"
         return values
 
 

@@ -244,3 +244,25 @@ def test_a_model_that_cannot_be_loaded_leaves_the_node_unconfigured(ros):
     assert node.trigger_configure().name == "FAILURE"
     assert (node.state, node.health.counts["no_checkpoint"]) == ("unconfigured", 1)
     node.close()
+
+
+def test_memory_is_asked_of_the_models_own_gpu_and_only_there(bench, monkeypatch):
+    made = bench(())
+    asked = []
+
+    def memory(device):
+        asked.append(device)
+        if len(asked) > 1:
+            raise RuntimeError("CUDA error: unknown error\nmore about it")
+        return 1_000_000, 8_000_000
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+    made.model.device = torch.device("cpu")
+    assert made.node.diagnostic_values() == {"model": "played.test", "device": "cpu"}
+    made.model.device = torch.device("cuda:1")
+    first, second = made.node.diagnostic_values(), made.node.diagnostic_values()
+    assert asked == [torch.device("cuda:1")] * 2
+    assert (first["gpu_memory_free_mb"], first["gpu_memory_mb"]) == ("1", "8")
+    assert second["gpu_memory_error"] == "CUDA error: unknown error"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # before the node cleans up
