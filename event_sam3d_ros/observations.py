@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_sam3d_ros.camera.model import CameraModel
+from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.preprocess import Observation
 
 
@@ -38,14 +39,17 @@ def build_observation(
 ) -> Observation:
     """Rectify everything to the camera's pixel grid; with fewer than ``min_events`` events, go on without them.
 
-    The latter is reported as ``few_events``. Raises InputError ``size_mismatch`` where an image is not of the
+    The latter is reported as ``few_events``, or raised as InputError where there is no image. Raises ``size_mismatch`` where an image is not of the
     camera's size: there is one pixel grid in this version.
     """
     event_image = arrays.event_image
     if event_image is not None:
         event_image = camera.rectify(event_image, nearest=True, name="event image")
         if arrays.event_count < min_events:
-            report("few_events", f"{arrays.event_count} events in a window, the model needs {min_events}: not used")
+            found = f"{arrays.event_count} events in a window, the model needs {min_events}"
+            if arrays.image is None:
+                raise InputError(f"{found}, and there is no image to go on with", reason="few_events")
+            report("few_events", f"{found}: the frame goes on without them")
             event_image = None
     depth = arrays.depth
     if depth is not None:

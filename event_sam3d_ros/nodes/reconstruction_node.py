@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
@@ -34,6 +35,8 @@ _REASONS = (
     "missing_depth",
     "empty_mask",
     "object_too_small",
+    "object_left_out",
+    "frame_mismatch",
     "nothing_solid",
     "few_events",
     "size_mismatch",
@@ -207,8 +210,20 @@ class ReconstructionNode(PipelineNode):
         self._check_age(task.frame.stamp_ns)
         observation = self._observation(task)
         reconstructions = self._reconstructor(observation)
+        self._report_left_out(observation, reconstructions)
         self._check_age(task.frame.stamp_ns)
         self._publish(task, observation, reconstructions, (time.monotonic() - begin) * 1e3)
+
+    def _report_left_out(self, observation: Observation, reconstructions: list[Reconstruction]) -> None:
+        """Count the objects of the mask for which there is no result."""
+        found = {reconstruction.id for reconstruction in reconstructions}
+        left_out = sorted(set(np.unique(observation.mask).tolist()) - found - {0})
+        for _ in left_out:
+            self.health.report(
+                "object_left_out",
+                f"objects {', '.join(map(str, left_out))} of the mask have no result: they are too small in the image, "
+                "or the model finds nothing solid there",
+            )
 
     def _check_age(self, stamp_ns: int) -> None:
         age_ms, limit_ms = self._age_ms(stamp_ns), self.value("max_age_ms")
@@ -223,7 +238,7 @@ class ReconstructionNode(PipelineNode):
         return (self.get_clock().now().nanoseconds - stamp_ns) / 1e6
 
     def _observation(self, task: _Task) -> Observation:
-        messages = task.frame.messages
+        messages = self._of_one_frame(task.frame.messages)
         arrays: dict[str, Any] = {"mask": conversions.mask_from_message(messages["mask"])}
         if "image" in messages:
             arrays["image"] = conversions.rgb_from_message(messages["image"])
@@ -242,6 +257,22 @@ class ReconstructionNode(PipelineNode):
         frame_arrays = FrameArrays(stamp_ns=task.frame.stamp_ns, **arrays)
         return build_observation(frame_arrays, task.camera, min_events, self.health.report)
 
+    def _of_one_frame(self, messages: dict[str, Any]) -> dict[str, Any]:
+        """The messages without a point cloud of another coordinate frame; other sources of one are reported only."""
+        frame_id = _header(messages).frame_id
+        kept = dict(messages)
+        for source in ("mask", "depth"):
+            other = messages[source].header.frame_id if source in messages else ""
+            if not frame_id or not other or other == frame_id:
+                continue
+            sentence = f"{source} has the frame_id {other}, the image {frame_id}"
+            if isinstance(messages[source], PointCloud2):
+                self.health.report("frame_mismatch", f"{sentence}: points are not used; transform them before")
+                del kept[source]
+            else:
+                self.health.report("frame_mismatch", f"{sentence}: taken as one pixel grid; set the same in the sender")
+        return kept
+
     def _check_window(self, window: EventWindow) -> None:
         length_ms = (conversions.stamp_to_ns(window.window_end) - conversions.stamp_to_ns(window.window_start)) / 1e6
         if abs(length_ms - self._reconstructor.info["window_ms"]) > 0.5:
@@ -255,7 +286,7 @@ class ReconstructionNode(PipelineNode):
         self, task: _Task, observation: Observation, reconstructions: list[Reconstruction], processing_ms: float
     ) -> None:
         messages = task.frame.messages
-        header: Header = messages.get("image", messages["mask"]).header
+        header = _header(messages)
         message = ReconstructedObjectArray(header=header, processing_ms=processing_ms, model=self._model_name)
         message.objects = [outputs.object_message(reconstruction, header) for reconstruction in reconstructions]
         if observation.event_image is not None:
@@ -290,6 +321,11 @@ class ReconstructionNode(PipelineNode):
             else:
                 values["gpu_memory_free_mb"], values["gpu_memory_mb"] = f"{free / 1e6:.0f}", f"{total / 1e6:.0f}"
         return values
+
+
+def _header(messages: dict[str, Any]) -> Header:
+    """Stamp and coordinate frame of the results: the image's, without one the mask's."""
+    return messages.get("image", messages["mask"]).header
 
 
 def _calibration(info: CameraInfo) -> tuple:

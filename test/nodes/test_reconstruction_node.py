@@ -266,3 +266,37 @@ def test_memory_is_asked_of_the_models_own_gpu_and_only_there(bench, monkeypatch
     assert (first["gpu_memory_free_mb"], first["gpu_memory_mb"]) == ("1", "8")
     assert second["gpu_memory_error"] == "CUDA error: unknown error"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # before the node cleans up
+
+
+def test_few_events_without_an_image_are_counted_once(bench):
+    made = bench(("camera_info", "mask", *EVENTS), input_mode="events", min_events=101)
+    send(made, scene())
+    made.wait_for(lambda: made.counts["few_events"])
+    assert {reason: count for reason, count in made.counts.items() if count} == {"few_events": 1}
+    assert "no image to go on with" in made.node.health.recent()["few_events"]
+    assert not made.model.observations
+
+
+def test_objects_without_a_result_are_counted_and_named(bench):
+    made = bench(("camera_info", "image", "mask"), input_mode="rgb")
+    messages = scene()
+    messages["mask_pixels"][40, 50] = 3
+    messages["mask_pixels"][44, 50] = 9
+    messages["mask"] = image_message(messages["mask_pixels"], "mono8", messages["mask"].header)
+    send(made, messages)
+    made.wait_for(lambda: made.answers)
+    assert made.counts["object_left_out"] == 2
+    assert "objects 3, 9 of the mask" in made.node.health.recent()["object_left_out"]
+
+
+@pytest.mark.parametrize("mode, used", [("points", False), ("depth", True)])
+def test_depth_of_another_coordinate_frame(bench, mode, used):
+    parameters, sources, _ = MODES[mode]
+    made = bench(("camera_info", *sources), **parameters)
+    messages = scene()
+    messages[mode].header = Header(stamp=messages[mode].header.stamp, frame_id="lidar")
+    send(made, messages)
+    made.wait_for(lambda: made.answers)
+    assert (made.model.observations[0].depth is not None) == used
+    assert made.counts["frame_mismatch"] == 1
+    assert "depth has the frame_id lidar, the image camera" in made.node.health.recent()["frame_mismatch"]
