@@ -1,37 +1,48 @@
 """A recording through the same core as the nodes, frame by frame, without ROS: what every frame should have given.
 
-Nothing is dropped here, however slow the model. Windows, pairing and their limits are the nodes' defaults.
+Nothing is dropped here for want of time, however slow the model. Messages that can't be used are skipped and reported
+as the nodes do.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from event_sam3d_ros.camera.model import CameraModel
-from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.errors import EventSam3dError, InputError
+from event_sam3d_ros.events.bag_messages import EVENT_PACKET_TYPES, RawMessage, decode_calibration, decode_frame
 from event_sam3d_ros.events.buffer import EventBuffer
-from event_sam3d_ros.events.clock import SensorClock
-from event_sam3d_ros.events.recordings import Calibration, EventChunk, Frame, Recording
-from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.events.recordings import Calibration, Frame, Recording, Rosbag2Recording, Topics
+from event_sam3d_ros.events.rosbag2 import SampleEncoder
+from event_sam3d_ros.events.samples import Role
+from event_sam3d_ros.events.windows import EventWindow, EventWindows, WindowSettings
+from event_sam3d_ros.observations import FrameArrays, build_observation
+from event_sam3d_ros.pixels import depth_from_pixels, rgb_from_pixels
 from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
 from event_sam3d_ros.sam3d.config import PreprocessConfig
 
-WINDOW_NS = 50_000_000
-EVENTS_WAIT_NS = 100_000_000
-PAIR_TIMEOUT_NS = 300_000_000
+Report: TypeAlias = Callable[[str, str], None]
+
+# Masks come from a network that may be slow: the demo waits as long.
+PAIR_TIMEOUT_S = 1.0
 DEPTH_TOLERANCE_NS = 20_000_000
-_BUFFER_US, _BUFFER_EVENTS, _BUFFER_BYTES = 1_000_000, 20_000_000, 256 * 2**20
+_KEPT = 60  # masks and depth images
 
 
 @dataclass
 class ReplayedFrame:
-    """One RGB frame with what belongs to it. ``observation`` is None if mask or calibration are missing."""
+    """One RGB frame with what belongs to it. ``observation`` is None where mask or calibration are missing or do not
+    fit the frame."""
 
     stamp_ns: int
     image: NDArray[np.uint8]
@@ -44,142 +55,179 @@ class ReplayedFrame:
 @dataclass
 class _Pending:
     frame: Frame
-    event_image: NDArray[np.uint8] | None = None
-    event_count: int | None = None
-    mask: Frame | None = None
+    arrived_s: float
+    window: EventWindow | None = None
 
 
-@dataclass
-class _State:
-    """Everything received so far that a frame may still need."""
-
-    min_events: int
-    clock: SensorClock = field(default_factory=SensorClock)
-    buffer: EventBuffer = field(default_factory=lambda: EventBuffer(_BUFFER_US, _BUFFER_EVENTS, _BUFFER_BYTES))
-    camera: CameraModel | None = None
-    calibration: Calibration | None = None
-    depths: deque[Frame] = field(default_factory=lambda: deque(maxlen=60))
-    masks: deque[Frame] = field(default_factory=lambda: deque(maxlen=60))
-    pending: deque[_Pending] = field(default_factory=deque)
-    sensor_size: tuple[int, int] | None = None
-
-
-def replay(recording: Recording, reconstructor: Reconstructor) -> Iterator[tuple[int, list[Reconstruction]]]:
+def replay(
+    recording: Recording, reconstructor: Reconstructor, report: Report | None = None
+) -> Iterator[tuple[int, list[Reconstruction]]]:
     """Yields (stamp_ns, reconstructions) of every frame that can be used, in order."""
-    for frame in replay_frames(recording, reconstructor.info["min_events"]):
+    report = report or _log
+    for frame in replay_frames(recording, reconstructor.info["min_events"], report):
         if frame.observation is None:
             continue
         try:
             yield frame.stamp_ns, reconstructor(frame.observation)
-        except InputError:  # an empty mask, say: the nodes count it and go on
-            continue
+        except InputError as error:  # an empty mask, say: the nodes count it and go on
+            report(error.reason, str(error))
 
 
-def replay_frames(recording: Recording, min_events: int = PreprocessConfig.min_events) -> Iterator[ReplayedFrame]:
+def replay_frames(
+    recording: Recording, min_events: int = PreprocessConfig.min_events, report: Report | None = None
+) -> Iterator[ReplayedFrame]:
     """Yields every RGB frame with its event image, mask and observation, in order, with bounded memory.
 
-    Frames with fewer than ``min_events`` events in their window are observed without them.
+    Frames with fewer than ``min_events`` events in their window are observed without them. ``report(reason, sentence)``
+    gets what is skipped or unusual; without it, the log. RecordingError if the recording itself ends too early.
     """
-    state = _State(min_events)
-    for sample in recording.samples():
-        _receive(state, sample)
-        while state.pending and _is_complete(state, state.pending[0], sample.receive_ns):
-            yield _finish(state, state.pending.popleft())
-    while state.pending:
-        yield _finish(state, state.pending.popleft())
+    state = _Replay(recording, min_events, report or _log)
+    for message in _messages(recording):
+        state.receive(message)
+        yield from state.finished(message.receive_ns / 1e9)
+    yield from state.finished(math.inf)
 
 
-def _receive(state: _State, sample: EventChunk | Frame | Calibration) -> None:
-    if isinstance(sample, EventChunk):
-        state.sensor_size = (sample.width, sample.height)
-        state.clock.update(sample.stamp_ns, int(sample.events.t[0]))
-        state.buffer.append(sample.events)
-    elif isinstance(sample, Calibration):
-        if state.camera is None:
-            state.camera = CameraModel(sample.K, sample.D.tolist(), sample.width, sample.height, sample.model)
-    elif sample.role == "image":
-        state.pending.append(_Pending(sample))
-    elif sample.role == "mask":
-        state.masks.append(sample)
-    else:
-        state.depths.append(sample)
+def _log(reason: str, sentence: str) -> None:
+    logging.getLogger(__name__).warning("%s: %s", reason, sentence)
 
 
-def _is_complete(state: _State, pending: _Pending, now_ns: int) -> bool:
-    """Events are waited for as event_image_node does, the mask as reconstruction_node does."""
-    stamp = pending.frame.stamp_ns
-    if pending.event_count is None:
-        end = stamp + WINDOW_NS // 2
-        if _reached(state, end) or now_ns > end + EVENTS_WAIT_NS:
-            _make_event_image(state, pending)
-    if pending.event_count is None:
-        return False
-    return _mask_of(state, stamp) is not None or now_ns > stamp + PAIR_TIMEOUT_NS
-
-
-def _reached(state: _State, ros_ns: int) -> bool:
-    last = state.buffer.t_last
-    return last is not None and last >= state.clock.to_sensor_us(ros_ns)
-
-
-def _make_event_image(state: _State, pending: _Pending) -> None:
-    pending.event_count = 0
-    if state.sensor_size is None:
+def _messages(recording: Recording) -> Iterator[RawMessage]:
+    """The recording as a publisher would send it."""
+    if isinstance(recording, Rosbag2Recording):
+        yield from recording.raw_messages()
         return
-    stamp = pending.frame.stamp_ns
-    t0, t1 = state.clock.to_sensor_us(stamp - WINDOW_NS // 2), state.clock.to_sensor_us(stamp + WINDOW_NS // 2)
-    events = state.buffer.window(t0, t1)
-    pending.event_image = tencode(events, t0, t1, *state.sensor_size)
-    pending.event_count = len(events)
+    encode = SampleEncoder(Topics())
+    for sample in recording.samples():
+        topic, kind, cdr = encode(sample)
+        yield RawMessage(topic, kind, sample.receive_ns, bytes(cdr))
 
 
-def _finish(state: _State, pending: _Pending) -> ReplayedFrame:
-    if pending.event_count is None:
-        _make_event_image(state, pending)
-    stamp = pending.frame.stamp_ns
-    image = _rgb(pending.frame.data)
-    mask = _mask_of(state, stamp)
-    observation = None
-    if mask is not None and state.camera is not None:
-        observation = _observation(state, state.camera, pending, image, mask)
-    labels = None if mask is None else mask.data
-    return ReplayedFrame(stamp, image, pending.event_image, pending.event_count or 0, labels, observation)
+class _Replay:
+    """Everything received so far that a frame may still need."""
+
+    def __init__(self, recording: Recording, min_events: int, report: Report) -> None:
+        self._report, self._min_events = report, min_events
+        bag = recording if isinstance(recording, Rosbag2Recording) else None
+        self._topics = bag.topics if bag else Topics()
+        types = bag.types if bag else {}
+        self._roles: dict[str, Role] = {
+            self._topics.image: "image", self._topics.mask: "mask", self._topics.depth: "depth"
+        }  # fmt: skip
+        event_type = types.get(self._topics.events, EVENT_PACKET_TYPES[0])
+        self._settings = WindowSettings()
+        self._windows = EventWindows(event_type, self._settings, EventBuffer(), report)
+        self._depth_is_expected = self._topics.depth in types
+        self._camera: CameraModel | None = None
+        self._masks: deque[Frame] = deque(maxlen=_KEPT)
+        self._depths: deque[Frame] = deque(maxlen=_KEPT)
+        self._pending: deque[_Pending] = deque()
+
+    def receive(self, message: RawMessage) -> None:
+        """Takes a message in; one that can't be used is reported."""
+        try:
+            if message.topic == self._topics.events:
+                self._windows.add_packet(message.cdr)
+            elif message.topic == self._topics.camera_info:
+                self._camera = _camera(decode_calibration(message), self._camera)
+            elif message.topic in self._roles:
+                self._take_frame(decode_frame(message, self._roles[message.topic]))
+        except EventSam3dError as error:
+            self._report(error.reason, str(error))
+
+    def _take_frame(self, frame: Frame) -> None:
+        if frame.role == "mask":
+            self._masks.append(frame)
+        elif frame.role == "depth":
+            self._depths.append(frame)
+        else:
+            now_s = frame.receive_ns / 1e9
+            self._windows.add_frame(frame.stamp_ns, frame.frame_id, now_s)
+            self._pending.append(_Pending(frame, now_s))
+
+    def finished(self, now_s: float) -> Iterator[ReplayedFrame]:
+        """The frames that are complete or have waited long enough, in their order."""
+        for window in self._windows.ready(now_s):
+            for pending in self._pending:
+                if pending.frame.stamp_ns == window.stamp_ns:
+                    pending.window = window
+        while self._pending and self._is_complete(self._pending[0], now_s):
+            frame = self._finish(self._pending.popleft())
+            if frame is not None:
+                yield frame
+
+    def _is_complete(self, pending: _Pending, now_s: float) -> bool:
+        waited_s = now_s - pending.arrived_s
+        if waited_s < self._settings.max_wait_s and pending.window is None:
+            return False
+        if waited_s >= PAIR_TIMEOUT_S:
+            return True
+        stamp = pending.frame.stamp_ns
+        # Once a depth image of this stamp or a later one is here, none that fits better will come.
+        has_depth = not self._depth_is_expected or any(depth.stamp_ns >= stamp for depth in self._depths)
+        return has_depth and self._mask_of(stamp) is not None
+
+    def _finish(self, pending: _Pending) -> ReplayedFrame | None:
+        window = pending.window
+        mask = self._mask_of(pending.frame.stamp_ns)
+        observation = None
+        try:
+            image = rgb_from_pixels(pending.frame.data)
+        except InputError as error:
+            self._report(error.reason, str(error))
+            return None
+        try:
+            if mask is not None and self._camera is not None:
+                arrays = self._arrays(pending, image, mask)
+                observation = build_observation(arrays, self._camera, self._min_events, self._report)
+        except InputError as error:
+            self._report(error.reason, str(error))
+        return ReplayedFrame(
+            stamp_ns=pending.frame.stamp_ns,
+            image=image,
+            event_image=None if window is None else window.image,
+            event_count=0 if window is None else window.event_count,
+            mask=None if mask is None else mask.data,
+            observation=observation,
+        )
+
+    def _arrays(self, pending: _Pending, image: NDArray[np.uint8], mask: Frame) -> FrameArrays:
+        stamp, window = pending.frame.stamp_ns, pending.window
+        depth = min(self._depths, key=lambda frame: abs(frame.stamp_ns - stamp), default=None)
+        if depth is not None and abs(depth.stamp_ns - stamp) > DEPTH_TOLERANCE_NS:
+            depth = None
+        return FrameArrays(
+            stamp_ns=stamp,
+            mask=mask.data,
+            image=image,
+            event_image=None if window is None else window.image,
+            event_count=0 if window is None else window.event_count,
+            depth=None if depth is None else depth_from_pixels(depth.data),
+        )
+
+    def _mask_of(self, stamp_ns: int) -> Frame | None:
+        return next((mask for mask in self._masks if mask.stamp_ns == stamp_ns), None)
 
 
-def _observation(
-    state: _State, camera: CameraModel, pending: _Pending, image: NDArray[np.uint8], mask: Frame
-) -> Observation:
-    stamp = pending.frame.stamp_ns
-    event_image = pending.event_image
-    if event_image is not None and (pending.event_count or 0) >= state.min_events:
-        event_image = camera.rectify(event_image, nearest=True)
-    else:
-        event_image = None
-    depth = min(state.depths, key=lambda frame: abs(frame.stamp_ns - stamp), default=None)
-    if depth is not None and abs(depth.stamp_ns - stamp) > DEPTH_TOLERANCE_NS:
-        depth = None
-    return Observation(
-        image=camera.rectify(image, nearest=False),
-        mask=camera.rectify(mask.data, nearest=True),
-        event_image=event_image,
-        K=camera.K,
-        depth=None if depth is None else camera.rectify(_metres(depth.data), nearest=True),
-        stamp_ns=stamp,
+def _camera(calibration: Calibration, before: CameraModel | None) -> CameraModel:
+    """The camera of the images; the one before if nothing has changed, for its tables of pixels."""
+    x, y, width, height = calibration.roi
+    camera = CameraModel.from_camera_info(
+        SimpleNamespace(
+            k=calibration.K,
+            d=calibration.D,
+            width=calibration.width,
+            height=calibration.height,
+            distortion_model=calibration.model,
+            binning_x=calibration.binning[0],
+            binning_y=calibration.binning[1],
+            roi=SimpleNamespace(x_offset=x, y_offset=y, width=width, height=height),
+        )
     )
-
-
-def _mask_of(state: _State, stamp_ns: int) -> Frame | None:
-    return next((mask for mask in state.masks if mask.stamp_ns == stamp_ns), None)
-
-
-def _rgb(data: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """(H, W) grey or (H, W, 3) -> (H, W, 3)."""
-    pixels = np.asarray(data, dtype=np.uint8)
-    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
-
-
-def _metres(depth: NDArray[np.generic]) -> NDArray[np.float32]:
-    """16-bit millimetres or float metres -> float32 metres, 0 where unknown."""
-    if depth.dtype == np.uint16:
-        return depth.astype(np.float32) * np.float32(1e-3)
-    return np.nan_to_num(depth.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    same = (
+        before is not None
+        and np.array_equal(before.K, camera.K)
+        and np.array_equal(before.D, camera.D)
+        and (before.width, before.height, before.model) == (camera.width, camera.height, camera.model)
+    )
+    return before if before is not None and same else camera

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.errors import InputError, RecordingError
 from event_sam3d_ros.events.samples import Calibration, Frame, Role
+from event_sam3d_ros.pixels import pixels_from_bytes
 
 EVENT_PACKET_TYPES = ("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray")
 DVS_TYPE = "dvs_msgs/msg/EventArray"
@@ -33,14 +34,6 @@ string encoding
 bool is_bigendian
 uint8[] events
 """
-_ENCODINGS: dict[str, tuple[str, int]] = {
-    "rgb8": ("u1", 3),
-    "bgr8": ("u1", 3),
-    "mono8": ("u1", 1),
-    "mono16": ("u2", 1),
-    "16UC1": ("u2", 1),
-    "32FC1": ("f4", 1),
-}
 
 
 @dataclass(frozen=True)
@@ -65,24 +58,14 @@ def decode_frame(message: RawMessage, role: Role) -> Frame:
     if message.type != IMAGE_TYPE:
         raise unsupported_type(message, f"{IMAGE_TYPE} or {COMPRESSED_IMAGE_TYPE}")
     image = _deserialize(message)
-    if image.encoding not in _ENCODINGS:
-        known = ", ".join(_ENCODINGS)
-        raise RecordingError(
-            f"{_where(message)}: encoding {image.encoding!r} is not among {known}", reason="bad_encoding"
+    try:
+        pixels = pixels_from_bytes(
+            image.encoding, image.height, image.width, image.step, bool(image.is_bigendian), image.data
         )
-    code, channels = _ENCODINGS[image.encoding]
-    dtype = np.dtype(code).newbyteorder(">" if image.is_bigendian else "<")
-    row_bytes = image.width * channels * dtype.itemsize
-    if image.step < row_bytes or image.data.size < image.step * image.height:
-        raise RecordingError(
-            f"{_where(message)}: {image.data.size} bytes are too few for {image.width}x{image.height} {image.encoding}",
-            reason="bad_image",
-        )
-    rows = image.data[: image.step * image.height].reshape(image.height, image.step)[:, :row_bytes]
-    data = np.ascontiguousarray(rows).view(dtype).astype(code, copy=False)
-    if channels == 3:
-        data = data.reshape(image.height, image.width, 3)
-    data = data[..., ::-1].copy() if image.encoding == "bgr8" else data
+    except InputError as error:
+        raise RecordingError(f"{_where(message)}: {error}", reason=error.reason) from error
+    data = np.ascontiguousarray(pixels[..., ::-1] if image.encoding == "bgr8" else pixels)
+    data = data.astype(data.dtype.newbyteorder("="), copy=False)
     return Frame(role, _stamp(image), message.receive_ns, image.header.frame_id, data)
 
 
@@ -100,6 +83,8 @@ def decode_calibration(message: RawMessage) -> Calibration:
         np.array(info.k, dtype=np.float64).reshape(3, 3),
         np.array(info.d, dtype=np.float64),
         info.distortion_model,
+        (info.binning_x, info.binning_y),
+        (info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height),
     )
 
 
@@ -135,7 +120,10 @@ def encode_calibration(calibration: Calibration) -> bytes | memoryview:
     """Calibration -> the bytes of a CameraInfo."""
     K = calibration.K
     projection = np.hstack([K, np.zeros((3, 1))])
-    roi = _message("sensor_msgs/msg/RegionOfInterest")(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+    x_offset, y_offset, width, height = calibration.roi
+    roi = _message("sensor_msgs/msg/RegionOfInterest")(
+        x_offset=x_offset, y_offset=y_offset, height=height, width=width, do_rectify=False
+    )
     message = _message(CAMERA_INFO_TYPE)(
         header=_header(calibration),
         height=calibration.height,
@@ -145,8 +133,8 @@ def encode_calibration(calibration: Calibration) -> bytes | memoryview:
         k=K.reshape(-1).astype(np.float64),
         r=np.eye(3).reshape(-1),
         p=projection.reshape(-1).astype(np.float64),
-        binning_x=0,
-        binning_y=0,
+        binning_x=calibration.binning[0],
+        binning_y=calibration.binning[1],
         roi=roi,
     )
     return _serialize(message, CAMERA_INFO_TYPE)

@@ -7,6 +7,7 @@ messages go through the type store of `rosbags`.
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +76,16 @@ class Rosbag2Recording:
                 f"{self.path} announces {self._message_count} messages, but {count} can be read: it is damaged",
                 reason="broken_recording",
             )
+
+    def frame_stamps(self) -> list[int]:
+        """Stamps of all RGB frames in ns, in their order; those whose header can't be read are left out."""
+        stamps = []
+        for message in self.raw_messages():
+            if message.topic == self.topics.image and len(message.cdr) >= 12:
+                # behind four bytes of encapsulation, of which the second tells the byte order
+                seconds, nanoseconds = struct.unpack_from("<iI" if message.cdr[1] & 1 else ">iI", message.cdr, 4)
+                stamps.append(seconds * 1_000_000_000 + nanoseconds)
+        return stamps
 
     def samples(self) -> Iterator[Sample]:
         """The samples of the known topics by receive time; a message that cannot be understood is an error."""

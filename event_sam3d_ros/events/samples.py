@@ -56,7 +56,8 @@ class Frame:
 @dataclass(frozen=True)
 class Calibration:
     """A pinhole camera: ``K`` (3, 3) pixels, ``D`` distortion coefficients in the order of ``model`` (plumb_bob: k1 k2
-    p1 p2 k3), for images of ``width`` x ``height``."""
+    p1 p2 k3), for images of ``width`` x ``height``. ``binning`` (x, y) and ``roi`` (x, y, width, height), both in the
+    sense of CameraInfo: all 0 where the images are whole."""
 
     stamp_ns: int
     receive_ns: int
@@ -66,6 +67,8 @@ class Calibration:
     K: NDArray[np.float64]
     D: NDArray[np.float64]
     model: str = "plumb_bob"
+    binning: tuple[int, int] = (0, 0)
+    roi: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 Sample: TypeAlias = EventChunk | Frame | Calibration

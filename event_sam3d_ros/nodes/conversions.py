@@ -18,16 +18,8 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.pixels import ENCODINGS, depth_from_pixels, pixels_from_bytes, rgb_from_pixels
 
-_ENCODINGS: dict[str, tuple[str, int]] = {
-    "rgb8": ("u1", 3),
-    "bgr8": ("u1", 3),
-    "mono8": ("u1", 1),
-    "8UC1": ("u1", 1),
-    "mono16": ("u2", 1),
-    "16UC1": ("u2", 1),
-    "32FC1": ("f4", 1),
-}
 _POINT_TYPES = {
     PointField.INT8: "i1",
     PointField.UINT8: "u1",
@@ -72,23 +64,11 @@ def image_to_numpy(message: Image) -> NDArray:
     Encodings outside of our own list (Bayer, YUV) go through cv_bridge where it is installed and come back as rgb8.
     Raises InputError ``bad_encoding`` or ``bad_image``.
     """
-    if message.encoding not in _ENCODINGS:
+    if message.encoding not in ENCODINGS:
         return _through_cv_bridge(message)
-    kind, channels = _ENCODINGS[message.encoding]
-    dtype = np.dtype((">" if message.is_bigendian else "<") + kind)
-    row_bytes = message.width * channels * dtype.itemsize
-    if message.height == 0 or message.width == 0:
-        raise InputError("the image has no pixels: width or height is 0", reason="bad_image")
-    if message.step < row_bytes or len(message.data) < message.step * message.height:
-        raise InputError(
-            f"the image says {message.width}x{message.height} {message.encoding} with rows of {message.step} bytes, "
-            f"but carries {len(message.data)} bytes: the sender fills step or data wrongly",
-            reason="bad_image",
-        )
-    rows = np.frombuffer(message.data, np.uint8, message.step * message.height).reshape(message.height, message.step)
-    pixels = rows[:, :row_bytes].view(dtype)
-    shape = (message.height, message.width, channels) if channels > 1 else (message.height, message.width)
-    return pixels.reshape(shape)
+    return pixels_from_bytes(
+        message.encoding, message.height, message.width, message.step, bool(message.is_bigendian), message.data
+    )
 
 
 def _through_cv_bridge(message: Image) -> NDArray:
@@ -96,7 +76,7 @@ def _through_cv_bridge(message: Image) -> NDArray:
         bridge = importlib.import_module("cv_bridge").CvBridge()
     except ImportError as error:
         raise InputError(
-            f"image encoding {message.encoding!r} is not among {', '.join(_ENCODINGS)}, and cv_bridge, which could "
+            f"image encoding {message.encoding!r} is not among {', '.join(ENCODINGS)}, and cv_bridge, which could "
             f"convert it, is not installed here ({error}): let the driver send one of those",
             reason="bad_encoding",
         ) from None
@@ -116,11 +96,7 @@ def rgb_from_message(message: Image | CompressedImage) -> NDArray[np.uint8]:
     pixels = image_to_numpy(message)
     if pixels.dtype.kind == "f" or message.encoding == "16UC1":
         raise InputError(f"a frame can't be {message.encoding}: send rgb8, bgr8 or mono8", reason="bad_encoding")
-    if pixels.dtype.itemsize == 2:
-        pixels = (pixels >> 8).astype(np.uint8)
-    if pixels.ndim == 2:
-        return np.repeat(pixels[..., None], 3, axis=2)
-    return np.ascontiguousarray(pixels[..., ::-1] if message.encoding == "bgr8" else pixels)
+    return rgb_from_pixels(pixels[..., ::-1] if message.encoding == "bgr8" else pixels)
 
 
 def mask_from_message(message: Image) -> NDArray:
@@ -136,10 +112,8 @@ def mask_from_message(message: Image) -> NDArray:
 def depth_from_message(message: Image) -> NDArray[np.float32]:
     """Depth as [H,W] float32 metres, 0 where there is none (REP-118: 32FC1 metres, 16UC1 millimetres)."""
     pixels = image_to_numpy(message)
-    if message.encoding == "32FC1":
-        return np.nan_to_num(pixels.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    if pixels.ndim == 2 and pixels.dtype.itemsize == 2:
-        return pixels.astype(np.float32) * np.float32(1e-3)
+    if message.encoding in ("32FC1", "16UC1", "mono16"):
+        return depth_from_pixels(pixels)
     raise InputError(
         f"depth is {message.encoding}: send 32FC1 in metres or 16UC1 in millimetres", reason="bad_encoding"
     )

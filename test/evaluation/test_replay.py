@@ -1,0 +1,184 @@
+"""Replay is the live path without ROS: it survives what the nodes survive, and keeps what they keep."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from event_sam3d_ros.evaluation.replay import DEPTH_TOLERANCE_NS, ReplayedFrame, replay_frames
+from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.recordings import (
+    Calibration,
+    EventChunk,
+    Frame,
+    Rosbag2Recording,
+    Sample,
+    Topics,
+    open_rosbag2,
+    write_rosbag2,
+)
+from event_sam3d_ros.events.windows import WindowSettings
+
+WIDTH, HEIGHT, COUNT = 24, 16, 6
+MS = 1_000_000
+START = 1_700_000_000_000 * MS
+PERIOD = 40 * MS
+K = np.array([[30.0, 0, 12], [0, 30.0, 8], [0, 0, 1]])
+
+
+def make_samples(start_ns: int = START) -> list[Sample]:
+    """Six frames with all that belongs to them, and events without gaps."""
+    rng = np.random.default_rng(0)
+    samples: list[Sample] = []
+    for begin in range(0, COUNT * 40 + 80, 4):
+        t = (start_ns // 1000 - 40_000) + begin * 1000 + np.sort(rng.integers(0, 4000, 200))
+        x, y = rng.integers(0, WIDTH, 200).astype(np.uint16), rng.integers(0, HEIGHT, 200).astype(np.uint16)
+        events = Events(t, x, y, rng.integers(0, 2, 200).astype(np.uint8))
+        samples.append(EventChunk(int(t[0]) * 1000, int(t[-1]) * 1000, "o", WIDTH, HEIGHT, events))
+    for number in range(COUNT):
+        stamp = start_ns + number * PERIOD
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        mask[4:12, 6:18] = 1
+        samples += [
+            Calibration(stamp, stamp + 10 * MS, "o", WIDTH, HEIGHT, K, np.zeros(5)),
+            Frame("image", stamp, stamp + 11 * MS, "o", np.full((HEIGHT, WIDTH, 3), 10 * number, np.uint8)),
+            Frame("depth", stamp, stamp + 12 * MS, "o", np.full((HEIGHT, WIDTH), 500 + number, np.uint16)),
+            Frame("mask", stamp, stamp + 13 * MS, "o", mask),
+        ]
+    return samples
+
+
+def in_order(samples: list[Sample]) -> list[Sample]:
+    return sorted(samples, key=lambda sample: sample.receive_ns)
+
+
+def played(
+    path: Path, samples: list[Sample], patch: Callable[[int, Any], Iterator[Any]] | None = None
+) -> tuple[list[ReplayedFrame], Counter[str]]:
+    """Frames and counted reports of a bag with these samples; ``patch`` may change its raw messages."""
+    write_rosbag2(path, in_order(samples))
+    recording = open_rosbag2(path)
+    if patch is not None:
+
+        class Patched(Rosbag2Recording):
+            def raw_messages(self) -> Iterator[Any]:
+                for number, message in enumerate(super().raw_messages()):
+                    yield from patch(number, message)
+
+        recording = Patched(path)
+    reports: Counter[str] = Counter()
+    frames = list(replay_frames(recording, 10, lambda reason, sentence: reports.update([reason])))
+    return frames, reports
+
+
+def test_a_sound_recording_gives_all_frames_without_a_report(tmp_path: Path) -> None:
+    frames, reports = played(tmp_path / "bag", make_samples())
+    assert [frame.stamp_ns for frame in frames] == [START + number * PERIOD for number in range(COUNT)]
+    assert all(frame.observation is not None and frame.observation.event_image is not None for frame in frames)
+    assert not reports
+
+
+def test_depth_that_comes_later_than_the_mask_is_used(tmp_path: Path) -> None:
+    samples = [
+        replace(sample, receive_ns=sample.receive_ns + 60 * MS)
+        if isinstance(sample, Frame) and sample.role == "depth"
+        else sample
+        for sample in make_samples()
+    ]
+    frames, _ = played(tmp_path / "bag", samples)
+    for number, frame in enumerate(frames):
+        assert frame.observation is not None and frame.observation.depth is not None
+        np.testing.assert_allclose(frame.observation.depth, 0.5 + number / 1000, atol=1e-6)
+
+
+def cut_event_packet(number: int, message: Any) -> Iterator[Any]:
+    yield replace(message, cdr=message.cdr[:40]) if number == 5 and message.topic == Topics.events else message
+
+
+def test_a_packet_that_is_cut_off_is_counted(tmp_path: Path) -> None:
+    frames, reports = played(tmp_path / "bag", make_samples(), cut_event_packet)
+    assert len(frames) == COUNT
+    assert reports == {"truncated_message": 1, "sequence_gap": 1}
+
+
+def test_time_may_start_over(tmp_path: Path) -> None:
+    write_rosbag2(tmp_path / "again", in_order(make_samples(START - 3600_000 * MS)))
+    again = list(open_rosbag2(tmp_path / "again").raw_messages())
+
+    def earlier_at_the_end(number: int, message: Any) -> Iterator[Any]:
+        yield message
+        if number == len(again) - 1:
+            yield from (replace(one, receive_ns=one.receive_ns + 3601_000 * MS) for one in again)
+
+    frames, reports = played(tmp_path / "bag", make_samples(), earlier_at_the_end)
+    assert len(frames) == 2 * COUNT
+    assert all(frame.observation is not None for frame in frames)
+    assert reports["backward_time"] == 1
+
+
+def test_a_mask_of_another_size_costs_its_frame_alone(tmp_path: Path) -> None:
+    samples = make_samples()
+    place = next(i for i, s in enumerate(samples) if isinstance(s, Frame) and s.role == "mask")
+    mask = samples[place]
+    assert isinstance(mask, Frame)
+    samples[place] = replace(mask, data=np.ones((HEIGHT, WIDTH + 2), np.uint8))
+    frames, reports = played(tmp_path / "bag", samples)
+    assert [frame.observation is None for frame in frames] == [True] + [False] * (COUNT - 1)
+    assert reports == {"size_mismatch": 1}
+
+
+def test_sixteen_bit_frames_keep_their_upper_bits(tmp_path: Path) -> None:
+    """Frames are written in 8 bits only, so the mono16 ones come on the topic of the masks."""
+    samples = [
+        replace(sample, role="mask", data=np.full((HEIGHT, WIDTH), 0x1234, np.uint16))
+        if isinstance(sample, Frame) and sample.role == "image"
+        else sample
+        for sample in make_samples()
+        if not (isinstance(sample, Frame) and sample.role == "mask")
+    ]
+    write_rosbag2(tmp_path / "bag", in_order(samples))
+    recording = open_rosbag2(tmp_path / "bag")
+    recording.topics = Topics(image=Topics.mask, mask="/none")
+    frames = list(replay_frames(recording, 10, lambda reason, sentence: None))
+    assert len(frames) == COUNT and (frames[0].image == 0x12).all()
+
+
+def test_binning_and_region_of_interest_count(tmp_path: Path) -> None:
+    samples = [
+        replace(sample, width=4 * WIDTH, height=4 * HEIGHT, binning=(2, 2), roi=(10, 6, 2 * WIDTH, 2 * HEIGHT))
+        if isinstance(sample, Calibration)
+        else sample
+        for sample in make_samples()
+    ]
+    frames, reports = played(tmp_path / "bag", samples)
+    assert not reports
+    observation = frames[0].observation
+    assert observation is not None
+    assert observation.K[0].tolist() == [15.0, 0.0, (12 - 10 + 0.5) / 2 - 0.5]
+
+
+def test_the_limits_are_the_nodes_defaults() -> None:
+    pytest.importorskip("rclpy", reason="needs ROS 2: run in the shell of env.sh")
+    from event_sam3d_ros.nodes.parameters import EVENT_IMAGE_NODE, RECONSTRUCTION_NODE
+
+    events = {name: parameter.default for name, parameter in EVENT_IMAGE_NODE.by_name.items()}
+    buffer = {name: p.default for name, p in inspect.signature(EventBuffer).parameters.items()}
+    assert buffer == {
+        "max_duration_us": events["buffer_ms"] * 1000,
+        "max_events": events["buffer_max_events"],
+        "max_bytes": events["buffer_max_mb"] * 1_000_000,
+    }
+    settings = WindowSettings()
+    assert settings.length_ns == events["window_ms"] * MS
+    assert settings.max_wait_s == events["max_wait_ms"] / 1e3
+    assert settings.exposure_offset_ns == events["exposure_offset_ms"] * MS
+    assert settings.at_end == (events["window_alignment"] == "end")
+    assert DEPTH_TOLERANCE_NS == RECONSTRUCTION_NODE.by_name["depth_tolerance_ms"].default * MS
