@@ -19,10 +19,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from event_sam3d_ros.demo import make_bag, overview, processes, results, scene, truth
-from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.demo import run as demo_run
+from event_sam3d_ros.errors import ConfigurationError, RecordingError
 from event_sam3d_ros.evaluation.replay import replay_frames
 from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.events.recordings import Calibration, EventChunk, Frame, open_recording
+from event_sam3d_ros.events.recordings import Calibration, EventChunk, Frame, Rosbag2Recording, Topics, open_recording
 from event_sam3d_ros.events.representations import tencode
 from event_sam3d_ros.synthetic import world
 
@@ -256,7 +257,7 @@ def test_point_clouds_and_poses_are_written(tmp_path: Path, run: results.RunResu
 def test_the_summary_counts_and_its_table_names_the_columns(tmp_path: Path, run: results.RunResult) -> None:
     summary = results.summarise(run, {1: {"iou": 0.5, "add_s": 0.25}})
     results.write_summary(tmp_path / "summary.json", summary)
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"made_by": "event-sam3d demo", **summary}
     assert (summary["frames"], summary["reconstructions"], summary["dropped"]) == (8, 4, 4)
     assert summary["latency_ms"] == {"median": 101.5, "p95": pytest.approx(102.85)}
     assert summary["reconstructions_per_second"] == pytest.approx(15, abs=0.01)
@@ -292,6 +293,67 @@ def test_the_picture_shows_the_object_in_every_column(
         blue, green, red = (picture[200:260, left : left + 280, channel].astype(int) for channel in range(3))
         orange = (red > green + 20) & (green > blue + 20)
         assert orange.any() == (column != 1) or column == 1
+
+
+def test_results_are_written_before_the_recording_is_read_again(
+    bag: Path, tmp_path: Path, run: results.RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RecordingError("the disk is gone", reason="broken_recording")
+
+    recording = open_recording(bag)
+    assert isinstance(recording, Rosbag2Recording)
+    stamps = recording.frame_stamps()
+    assert stamps == [frame.stamp_us * 1000 for frame in make_frames(8)]
+    monkeypatch.setattr(demo_run, "read_scene", fail)
+    said: list[str] = []
+    options = demo_run.DemoOptions(bag, tmp_path)
+    summary = demo_run.write_results(options, recording, run, stamps, None, said.append)
+    assert summary["reconstructions"] == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["objects", "poses.csv", "summary.json"]
+    assert [path.name for path in sorted((tmp_path / "objects").iterdir())][1] == "1_000002.ply"
+    assert "no picture of this run: the disk is gone" in said
+
+
+def test_frames_that_cannot_be_shown_are_left_out_of_the_picture(
+    bag: Path, tmp_path: Path, run: results.RunResult
+) -> None:
+    stamps = [result.stamp_ns for result in run.results]
+    found = scene.read_scene(open_recording(bag), stamps[:2])
+    overview.draw_overview(tmp_path / "overview.png", run, found, None)
+    picture = cv2.imread(str(tmp_path / "overview.png"))
+    assert picture is not None and picture.shape[0] == 92 + 2 * 320 + 10
+    with pytest.raises(processes.DemoError, match="no mask with an object"):
+        scene.read_scene(open_recording(bag), [1])
+
+
+def test_only_what_a_demo_made_is_removed(tmp_path: Path) -> None:
+    demo_run.prepare(tmp_path / "new" / "folder")
+    (tmp_path / "new" / "folder" / "objects").mkdir()
+    demo_run.prepare(tmp_path / "new" / "folder")  # interrupted, and run again
+    assert not (tmp_path / "new" / "folder" / "objects").exists()
+    mine = tmp_path / "mine"
+    (mine / "objects").mkdir(parents=True)
+    (mine / "summary.json").write_text('{"made_by": "me"}')
+    for place in (mine, mine / "summary.json"):
+        with pytest.raises(ConfigurationError, match="was not made by an earlier demo"):
+            demo_run.prepare(place)
+    assert (mine / "objects").is_dir() and (mine / "summary.json").is_file()
+
+
+def test_the_nodes_are_set_up_for_the_recording(bag: Path) -> None:
+    recording = open_recording(bag)
+    assert isinstance(recording, Rosbag2Recording)
+    topics = recording.topics
+    assert (demo_run.frame_source(recording), demo_run.depth_type(recording)) == ("camera_info", "image")
+    recording.counts[topics.camera_info] = 1
+    recording.types[topics.depth] = "sensor_msgs/msg/PointCloud2"
+    assert (demo_run.frame_source(recording), demo_run.depth_type(recording)) == ("image", "points")
+    del recording.types[topics.depth]
+    assert demo_run.depth_type(recording) == "none"
+    recording.topics = Topics(image=f"{topics.image}/compressed")
+    recording.counts[recording.topics.image] = 8
+    assert demo_run.frame_source(recording) == "compressed_image"
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ Cloud = tuple[Floats, tuple[int, int, int]]  # points (N, 3) in the camera frame
 
 def draw_overview(path: Path, run: RunResult, scene: RecordingScene, truth: Mapping[int, TrueObject] | None) -> None:
     """One row for each of a few frames, and their columns' headings."""
-    results = chosen_rows(run.results)
+    results = [result for result in chosen_rows(run.results) if result.stamp_ns in scene.frames]
     rows = [_row(result, scene, truth) for result in results]
     count = max(len(row) for row in rows)
     width = count * _TILE + (count + 1) * _GAP

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_MARK = {"made_by": "event-sam3d demo"}
 POSE_COLUMNS = "stamp_ns id x y z qx qy qz qw sx sy sz score metric".split()
 
 
@@ -122,8 +123,17 @@ def summarise(run: RunResult, scores: Mapping[int, Mapping[str, float]]) -> dict
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """summary.json"""
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+    """summary.json, with the mark of a demo run."""
+    path.write_text(json.dumps({**_MARK, **summary}, indent=2) + "\n")
+
+
+def is_of_a_demo(path: Path) -> bool:
+    """Whether a summary.json bears the mark of a demo run."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and all(content.get(name) == value for name, value in _MARK.items())
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from event_sam3d_ros.demo.processes import ENDING_SIGNALS, DemoError, Parameters
 from event_sam3d_ros.demo.results import (
     RunResult,
     frame_numbers_of,
+    is_of_a_demo,
     summarise,
     table,
     write_point_clouds,
@@ -29,8 +30,10 @@ from event_sam3d_ros.demo.results import (
     write_summary,
 )
 from event_sam3d_ros.demo.scene import RecordingScene, read_scene
-from event_sam3d_ros.demo.truth import read_truth, score_run
-from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.demo.truth import TrueObject, read_truth, score_run
+from event_sam3d_ros.errors import ConfigurationError, EventSam3dError, RecordingError
+from event_sam3d_ros.evaluation.replay import PAIR_TIMEOUT_S
+from event_sam3d_ros.events.bag_messages import IMAGE_TYPE
 from event_sam3d_ros.events.recordings import Rosbag2Recording, Topics, open_rosbag2
 from event_sam3d_ros.reconstructor import share_folder
 
@@ -61,7 +64,8 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[s
     _check_topics(recording)
     _check_ros()
     truth = read_truth(options.bag)
-    _prepare(options.out)
+    stamps = recording.frame_stamps()
+    prepare(options.out)
     environment = {
         "ROS_DOMAIN_ID": str(free_domain_id()),
         "FASTRTPS_DEFAULT_PROFILES_FILE": str(share_folder() / "config" / "fastdds_profile.xml"),
@@ -71,16 +75,41 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[s
     with _interruptible(), Processes(options.out / "logs", environment) as processes:
         run = _record(recording, options, processes, environment)
     say("the nodes are stopped; writing the results")
-    scene = read_scene(recording, {result.stamp_ns for result in chosen_rows(run.results)})
-    write_point_clouds(options.out / "objects", run, frame_numbers_of(scene.stamps))
-    write_poses(options.out / "poses.csv", run)
-    scores = score_run(run, truth, scene.K, scene.width, scene.height) if truth else {}
-    summary = summarise(run, scores)
-    write_summary(options.out / "summary.json", summary)
-    draw_overview(options.out / "overview.png", run, scene, truth)
+    return write_results(options, recording, run, stamps, truth, say)
+
+
+def write_results(
+    options: DemoOptions,
+    recording: Rosbag2Recording,
+    run: RunResult,
+    stamps: Sequence[int],
+    truth: Mapping[int, TrueObject] | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Writes all files of a run and returns the summary. ``stamps`` of the recording's RGB frames.
+
+    What was recorded goes first: truth and picture need the recording once more, and may fail.
+    """
+    out = options.out
+    write_poses(out / "poses.csv", run)
+    write_point_clouds(out / "objects", run, frame_numbers_of([*stamps, *(result.stamp_ns for result in run.results)]))
+    summary = summarise(run, {})
+    write_summary(out / "summary.json", summary)
+    files = "summary.json, poses.csv, objects/"
+    scene: RecordingScene | None = None
+    try:
+        scene = read_scene(recording, {result.stamp_ns for result in chosen_rows(run.results)})
+        if truth:
+            summary = summarise(run, score_run(run, truth, scene.K, scene.width, scene.height))
+            write_summary(out / "summary.json", summary)
+        draw_overview(out / "overview.png", run, scene, truth)
+        files = f"overview.png, {files}"
+    except EventSam3dError as error:
+        say(f"no picture of this run: {error}")
     say(table(summary))
-    _hint(say, summary, scene, options)
-    say(f"written to {options.out}/: overview.png, summary.json, poses.csv, objects/")
+    if scene is not None:
+        _hint(say, summary, scene, options)
+    say(f"written to {out}/: {files}")
     return summary
 
 
@@ -96,12 +125,14 @@ def _record(
     event_image: Parameters = {
         "use_sim_time": True,
         "event_type": recording.types[recording.topics.events],
+        "frame_source": frame_source(recording),
         "max_wait_ms": min(100 * patience, _LONGEST_WAIT_MS),
     }
     reconstruction: Parameters = {
         "use_sim_time": True,
         "image_type": "compressed" if recording.topics.image.endswith("/compressed") else "raw",
-        "pair_timeout_ms": min(1000 * patience, _LONGEST_WAIT_MS),
+        "depth_type": depth_type(recording),
+        "pair_timeout_ms": min(1000 * PAIR_TIMEOUT_S * patience, _LONGEST_WAIT_MS),
         "max_age_ms": 0.0,
         # Threads of one network wait for each other actively, which the processes beside it make long: one is fastest.
         "threads": 1,
@@ -122,6 +153,19 @@ def _record(
             results=recorder.results,
             dropped=recorder.counters.get(RECONSTRUCTION_NODE, {}),
         )
+
+
+def frame_source(recording: Rosbag2Recording) -> str:
+    """Where event_image_node finds the frames' stamps: in the calibration only if one comes with every frame."""
+    if recording.counts[recording.topics.camera_info] >= recording.image_count:
+        return "camera_info"
+    return "compressed_image" if recording.topics.image.endswith("/compressed") else "image"
+
+
+def depth_type(recording: Rosbag2Recording) -> str:
+    """What reconstruction_node subscribes to as depth."""
+    kinds = {IMAGE_TYPE: "image", "sensor_msgs/msg/PointCloud2": "points"}
+    return kinds.get(recording.types.get(recording.topics.depth, ""), "none")
 
 
 def _wait_for_nodes(recorder: DemoRecorder, processes: Processes) -> None:
@@ -203,13 +247,22 @@ def _check_ros() -> None:
         ) from error
 
 
-def _prepare(out: Path) -> None:
-    """An output folder without the files of an earlier run."""
+def prepare(out: Path) -> None:
+    """An output folder without the files of an earlier run.
+
+    ConfigurationError where it holds something else: what stands in it is removed only if a demo has written it.
+    """
+    marked = is_of_a_demo(out / "summary.json")
+    if out.exists() and not marked and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigurationError(
+            f"{out} exists and was not made by an earlier demo: give another folder with --out", reason="output_exists"
+        )
     out.mkdir(parents=True, exist_ok=True)
     for name in ("objects", "logs"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("poses.csv", "summary.json", "overview.png"):
         (out / name).unlink(missing_ok=True)
+    write_summary(out / "summary.json", {})  # the mark, should this run be interrupted
 
 
 def _model_name(info: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ from event_sam3d_ros.events.recordings import Recording
 
 @dataclass
 class RecordingScene:
-    """``stamps`` of all RGB frames; ``masked``: stamps whose mask shows an object; ``frames``: the wanted ones by
-    stamp; ``K`` (3, 3), ``width``, ``height``: the rectified camera."""
+    """``stamps`` of all RGB frames; ``masked``: stamps whose mask shows an object; ``frames``: the wanted ones that can
+    be shown, by stamp; ``K`` (3, 3), ``width``, ``height``: the rectified camera."""
 
     K: NDArray[np.floating]
     width: int
@@ -27,18 +27,24 @@ class RecordingScene:
 
 
 def read_scene(recording: Recording, wanted: Collection[int]) -> RecordingScene:
-    """Reads the recording once; of its pictures only the ``wanted`` stamps stay in memory."""
+    """Reads the recording once; of its pictures only the ``wanted`` stamps stay in memory.
+
+    What can't be used is skipped: the nodes have counted it. DemoError if none of the wanted frames can be shown.
+    """
     scene: RecordingScene | None = None
     stamps, masked, frames = [], [], {}
-    for frame in replay_frames(recording):
+    for frame in replay_frames(recording, report=lambda reason, sentence: None):
         stamps.append(frame.stamp_ns)
         if frame.mask is not None and frame.mask.any():
             masked.append(frame.stamp_ns)
-        if frame.stamp_ns in wanted:
+        if frame.stamp_ns in wanted and frame.observation is not None and frame.observation.mask.any():
             frames[frame.stamp_ns] = frame
         if scene is None and frame.observation is not None:
-            height, width = frame.image.shape[:2]
+            height, width = frame.observation.mask.shape
             scene = RecordingScene(frame.observation.K, width, height, stamps, masked, frames)
-    if scene is None:
-        raise DemoError("no frame of the recording has both a mask and a calibration")
+    if scene is None or not frames:
+        raise DemoError(
+            "read again, the recording has no mask with an object and no calibration in time for the frames of the "
+            "results"
+        )
     return scene
