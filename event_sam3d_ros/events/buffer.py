@@ -21,7 +21,7 @@ class EventBuffer:
     The events are one stretch of arrays twice as long as the limit: appending writes behind the stretch, and what is
     left moves to the front only when the arrays are full. So appending and finding a window are both cheap.
 
-    ``dropped_until`` is the time of the newest event that was dropped for a limit, None if none was.
+    ``capacity`` is the limit on the number of events; ``dropped_until`` is the time of the newest event that was dropped for a limit, None if none was.
 
     ``counters``: ``overflow_events`` dropped for number or memory although young enough, ``reordered_packets`` that
     were not sorted or began before the end of the packet before.
@@ -38,7 +38,7 @@ class EventBuffer:
                 f"event buffer of {max_duration_us} us, {max_events} events and {max_bytes} bytes holds no event",
                 reason="bad_buffer",
             )
-        self._capacity = capacity
+        self.capacity = capacity
         self._max_duration_us = int(max_duration_us)
         self._store = {name: np.empty(2 * capacity, dtype) for name, dtype in FIELDS.items()}
         self._start = self._stop = 0
@@ -104,7 +104,7 @@ class EventBuffer:
         incoming, start = events, self._start
         events = events[np.searchsorted(events.t, oldest) :]
         self._start += int(np.searchsorted(self._store["t"][self._start : self._stop], oldest))
-        excess = len(self) + len(events) - self._capacity
+        excess = len(self) + len(events) - self.capacity
         if excess > 0:
             self.counters["overflow_events"] += excess
             from_store = min(excess, len(self))
@@ -114,7 +114,7 @@ class EventBuffer:
             self.dropped_until = int(incoming.t[len(incoming) - len(events) - 1])
         elif self._start > start:
             self.dropped_until = int(self._store["t"][self._start - 1])
-        if self._stop + len(events) > 2 * self._capacity:
+        if self._stop + len(events) > 2 * self.capacity:
             kept = len(self)
             for array in self._store.values():
                 array[:kept] = array[self._start : self._stop]

@@ -67,8 +67,12 @@ class Parameter:
             return "one of " + ", ".join(self.choices)
         words = f"a value of type {self.type_name}"
         if self.minimum is not None and self.maximum is not None:
-            return f"{words} from {self.minimum:g} to {self.maximum:g}"
-        return words if self.minimum is None else f"{words} of at least {self.minimum:g}"
+            return f"{words} from {_number(self.minimum)} to {_number(self.maximum)}"
+        return words if self.minimum is None else f"{words} of at least {_number(self.minimum)}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 @dataclass(frozen=True)
@@ -160,8 +164,8 @@ EVENT_IMAGE_NODE = ParameterTable(
         dynamic=True,
     ),
     Parameter("buffer_ms", 1000.0, "Events kept, by time.", 10.0, 60000.0),
-    Parameter("buffer_max_events", 20_000_000, "Events kept, by number.", 1000),
-    Parameter("buffer_max_mb", 256.0, "Events kept, by memory (13 bytes each).", 1.0),
+    Parameter("buffer_max_events", 8_000_000, "Events kept, by number.", 1000),
+    Parameter("buffer_max_mb", 256.0, "Events kept, by memory (26 bytes each).", 1.0),
 )
 
 RECONSTRUCTION_NODE = ParameterTable(

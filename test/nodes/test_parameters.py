@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from event_sam3d_ros.errors import ConfigurationError
+from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.nodes.parameters import EVENT_IMAGE_NODE, NODES, RECONSTRUCTION_NODE
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,18 @@ def test_values_that_are_not_allowed_are_refused_in_words(values, sentence):
     with pytest.raises(ConfigurationError, match=sentence) as error:
         EVENT_IMAGE_NODE.check(values)
     assert error.value.reason == "bad_parameter"
+
+
+def test_whole_bounds_are_printed_as_they_are():
+    assert RECONSTRUCTION_NODE.get("seed").allowed() == "a value of type int from 0 to 2147483647"
+
+
+def test_each_limit_of_the_buffer_can_apply():
+    values = {name: parameter.default for name, parameter in EVENT_IMAGE_NODE.by_name.items()}
+    by_memory = EventBuffer(10**6, 10**12, int(values["buffer_max_mb"] * 1e6)).capacity
+    assert 0.5 * by_memory < values["buffer_max_events"] < by_memory
+    bytes_each = values["buffer_max_mb"] * 1e6 / by_memory
+    assert f"({bytes_each:.0f} bytes each)" in EVENT_IMAGE_NODE.get("buffer_max_mb").description
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_known_one():
