@@ -97,7 +97,7 @@ def _messages(recording: Recording) -> Iterator[RawMessage]:
     if isinstance(recording, Rosbag2Recording):
         yield from recording.raw_messages()
         return
-    encode = SampleEncoder(Topics())
+    encode = SampleEncoder()
     for sample in recording.samples():
         topic, kind, cdr = encode(sample)
         yield RawMessage(topic, kind, sample.receive_ns, bytes(cdr))

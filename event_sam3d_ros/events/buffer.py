@@ -30,7 +30,7 @@ class EventBuffer:
     """
 
     def __init__(
-        self, max_duration_us: int = 1_000_000, max_events: int = 20_000_000, max_bytes: int = 256_000_000
+        self, max_duration_us: int = 1_000_000, max_events: int = 8_000_000, max_bytes: int = 256_000_000
     ) -> None:
         capacity = min(int(max_events), int(max_bytes) // (2 * _BYTES_PER_EVENT))
         if capacity < 1 or max_duration_us < 1:

@@ -182,3 +182,18 @@ def test_the_limits_are_the_nodes_defaults() -> None:
     assert settings.exposure_offset_ns == events["exposure_offset_ms"] * MS
     assert settings.at_end == (events["window_alignment"] == "end")
     assert DEPTH_TOLERANCE_NS == RECONSTRUCTION_NODE.by_name["depth_tolerance_ms"].default * MS
+
+
+def test_any_recording_gives_what_its_bag_gives(tmp_path: Path) -> None:
+    class Folder:
+        path, start_ns, end_ns, image_count = tmp_path, START, START, COUNT
+
+        def samples(self) -> Iterator[Sample]:
+            yield from in_order(make_samples())
+
+    expected, _ = played(tmp_path / "bag", make_samples())
+    for frame, other in zip(replay_frames(Folder(), 10), expected, strict=True):
+        assert frame.observation is not None and other.observation is not None
+        assert (frame.stamp_ns, frame.event_count) == (other.stamp_ns, other.event_count)
+        np.testing.assert_array_equal(frame.event_image, other.event_image)
+        np.testing.assert_array_equal(frame.observation.depth, other.observation.depth)
