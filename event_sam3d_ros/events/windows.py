@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from event_sam3d_ros.errors import DecodeError, InputError
+from event_sam3d_ros.errors import DecodeError, EventSam3dError, InputError
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US, BackwardTimeError, SensorClock
 from event_sam3d_ros.events.codecs import (
@@ -98,7 +98,7 @@ class EventWindows:
         self._message_type, self._buffer, self._report, self._continuous = message_type, buffer, report, continuous
         self._clock = SensorClock()
         self._pending: deque[_Pending] = deque()
-        self._held: tuple[_Packet, InputError] | None = None
+        self._held: tuple[_Packet, EventSam3dError] | None = None
         self._forget_stream()
 
     def _forget_stream(self) -> None:
@@ -155,7 +155,7 @@ class EventWindows:
         frame_id = parse_header_cdr(cdr)[1]
         return _Packet(EventPacketView(stamp_ns, frame_id, width, height, 0, 0, _DVS, False, memoryview(b"")), events)
 
-    def _take(self, packet: _Packet) -> InputError | None:
+    def _take(self, packet: _Packet) -> EventSam3dError | None:
         """Decode and store a packet; the reason if it does not continue the stream, and then nothing is changed."""
         view = packet.view
         problem = self._breaks_stream(view)
@@ -187,7 +187,7 @@ class EventWindows:
             self._report("sequence_gap", f"{lost} event packets were lost on the way (seq jumps to {view.seq})")
         return None
 
-    def _breaks_stream(self, view: EventPacketView) -> InputError | None:
+    def _breaks_stream(self, view: EventPacketView) -> EventSam3dError | None:
         if self._stream is None:
             return None
         if _shape(view) != _shape(self._stream):
@@ -201,7 +201,7 @@ class EventWindows:
     def _lost_before(self, view: EventPacketView) -> int:
         return 0 if self._stream is None else max(0, view.seq - self._stream.seq - 1)
 
-    def _implausible(self, view: EventPacketView, events: Events) -> InputError | None:
+    def _implausible(self, view: EventPacketView, events: Events) -> EventSam3dError | None:
         if self._stream is None or len(self._buffer) == 0:
             return None
         ahead_ns = self._clock.to_ros_ns(int(events.t[-1])) - view.stamp_ns
