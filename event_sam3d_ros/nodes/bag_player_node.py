@@ -1,18 +1,18 @@
 """Plays a rosbag2 recording to real ROS topics, with /clock in the recording's time.
 
 It needs no rosbag2 installation: messages are published as the bytes that lie in the bag. A tool, not a lifecycle node:
-it ends with exit code 0 when the recording is over, 1 if there is nothing that it can play.
+it ends with exit code 0 when the recording is over, 1 if there is nothing that it can play, 2 if its parameters were
+refused.
 """
 
 from __future__ import annotations
 
-import importlib
+import sys
 import threading
 import time
 from collections.abc import Sequence
 
-import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -23,8 +23,9 @@ from event_sam3d_ros.errors import ConfigurationError, EventSam3dError, Recordin
 from event_sam3d_ros.events.bag_messages import EVENT_TYPES
 from event_sam3d_ros.events.recordings import Rosbag2Recording, open_rosbag2
 from event_sam3d_ros.nodes.conversions import ns_to_stamp
+from event_sam3d_ros.nodes.message_classes import message_class
 from event_sam3d_ros.nodes.parameters import BAG_PLAYER_NODE
-from event_sam3d_ros.nodes.pipeline_node import declare_parameters
+from event_sam3d_ros.nodes.pipeline_node import declare_parameters, ros_until_signal
 
 _EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
 _OTHER_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
@@ -65,12 +66,15 @@ class BagPlayerNode(Node):
     def _create_publishers(self) -> dict[str, Publisher]:
         publishers = {}
         for topic, kind in self._recording.types.items():
-            message_class = _message_class(kind)
-            if message_class is None:
-                self.get_logger().warning(f"{topic} is left out: message {kind} is not installed")
-            elif topic != "/clock":
-                qos = _EVENT_QOS if kind in EVENT_TYPES else _OTHER_QOS
-                publishers[topic] = self.create_publisher(message_class, topic, qos)
+            if topic == "/clock":
+                continue
+            try:
+                found = message_class(kind)
+            except ConfigurationError as error:
+                self.get_logger().warning(f"{topic} is left out: {error}")
+                continue
+            qos = _EVENT_QOS if kind in EVENT_TYPES else _OTHER_QOS
+            publishers[topic] = self.create_publisher(found, topic, qos)
         if not publishers:
             raise RecordingError(f"{self._recording.path} has no topic that can be played", reason="nothing_to_play")
         return publishers
@@ -117,36 +121,25 @@ class BagPlayerNode(Node):
         return False
 
 
-def _message_class(kind: str) -> type | None:
-    """``package/msg/Name`` -> its class, None where the package is not installed."""
-    package, _, name = kind.split("/")
-    try:
-        return getattr(importlib.import_module(f"{package}.msg"), name, None)
-    except ImportError:
-        return None
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the player until the recording ends or it is interrupted. Returns the exit code."""
-    rclpy.init(args=args)
-    player: BagPlayerNode | None = None
-    executor = SingleThreadedExecutor()
-    try:
-        player = BagPlayerNode()
-        executor.add_node(player)
-        player.start()
-        executor.spin_until_future_complete(player.finished)
-        if player.finished.done():
-            player.finished.result()
-        return 0
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 0
-    except EventSam3dError as error:
-        rclpy.logging.get_logger("bag_player_node").error(str(error))
-        return 1
-    finally:
-        executor.shutdown()
-        if player is not None:
-            player.stop()
-            player.destroy_node()
-        rclpy.try_shutdown()
+    with ros_until_signal(args) as stop:
+        player: BagPlayerNode | None = None
+        executor = SingleThreadedExecutor()
+        try:
+            player = BagPlayerNode()
+            executor.add_node(player)
+            player.start()
+            while not (stop.is_set() or player.finished.done()):
+                executor.spin_once(timeout_sec=0.1)
+            if player.finished.done():
+                player.finished.result()
+            return 0
+        except EventSam3dError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2 if isinstance(error, ConfigurationError) else 1
+        finally:
+            executor.shutdown()
+            if player is not None:
+                player.stop()
+                player.destroy_node()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from event_sam3d_ros.events.warmup import warm_up
 from event_sam3d_ros.events.windows import EventWindow, EventWindows, WindowSettings
 from event_sam3d_ros.msg import EventWindow as EventWindowMessage
 from event_sam3d_ros.nodes.conversions import header_stamp_of_cdr, image_message, ns_to_stamp
+from event_sam3d_ros.nodes.message_classes import message_class
 from event_sam3d_ros.nodes.parameters import EVENT_IMAGE_NODE
 from event_sam3d_ros.nodes.pipeline_node import PipelineNode, run_node
 
@@ -68,7 +68,7 @@ class EventImageNode(PipelineNode):
     def configure(self) -> None:
         """Kernels and publishers."""
         warm_up()
-        self._event_class = _message_class(self.value("event_type"))
+        self._event_class = message_class(self.value("event_type"))
         self._image_publisher = self.add_output(Image, "~/event_image", 5)
         self._window_publisher = self.add_output(EventWindowMessage, "~/event_window", 5)
 
@@ -144,18 +144,6 @@ class EventImageNode(PipelineNode):
     def diagnostic_values(self) -> dict[str, str]:
         """Buffer and decoder counters."""
         return self._windows.values if self._windows else {}
-
-
-def _message_class(name: str) -> type:
-    package, _, message = name.partition("/msg/")
-    try:
-        return getattr(importlib.import_module(f"{package}.msg"), message)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"event_type {name} needs the message package {package}, which is not installed here ({error}): "
-            f"install ros-$ROS_DISTRO-{package.replace('_', '-')} or build it beside this package",
-            reason="missing_message_package",
-        ) from error
 
 
 def main(args: list[str] | None = None) -> int:

@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import rclpy
@@ -303,32 +304,42 @@ def _descriptor(parameter: Parameter) -> ParameterDescriptor:
     return descriptor
 
 
-def run_node(make_node: Callable[[], PipelineNode], args: list[str] | None = None) -> int:
-    """Spin a node until SIGINT or SIGTERM; the exit code: 0, or 2 if its parameters were refused.
+@contextmanager
+def ros_until_signal(args: Sequence[str] | None) -> Iterator[threading.Event]:
+    """rclpy from init to shutdown; the event is set by SIGINT or SIGTERM.
 
-    The end is in order: executor, the node's worker and entities, context. Signals only set a flag, because rclpy's own
-    handlers take the context away from under a worker that publishes.
+    Signals only set this event, because rclpy's own handlers take the context away from under a thread that publishes.
     """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = make_node()
-    except ConfigurationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        rclpy.shutdown()
-        return 2
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while not stop.is_set():
-            executor.spin_once(timeout_sec=0.1)
+        yield stop
     finally:
-        executor.shutdown()
-        node.close()
         rclpy.shutdown()
         # Python gives signals back to their default while it ends: a second one would spoil the exit code.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+
+
+def run_node(make_node: Callable[[], PipelineNode], args: Sequence[str] | None = None) -> int:
+    """Spin a node until SIGINT or SIGTERM; the exit code: 0, or 2 if its parameters were refused.
+
+    The end is in order: executor, the node's worker and entities, context.
+    """
+    with ros_until_signal(args) as stop:
+        try:
+            node = make_node()
+        except ConfigurationError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        try:
+            while not stop.is_set():
+                executor.spin_once(timeout_sec=0.1)
+        finally:
+            executor.shutdown()
+            node.close()
     return 0
