@@ -74,7 +74,9 @@ def generate_launch_description():
             value("reconstruction_params"),
             {
                 **shared,
-                **{name: value(name) for name in ("model", "device", "input_mode", "image_type", "depth_type")},
+                # A file may be called 1e3 or true: without a type, launch would take it for a number or a bool.
+                "model": ParameterValue(value("model"), value_type=str),
+                **{name: value(name) for name in ("device", "input_mode", "image_type", "depth_type")},
             },
         ],
         [("camera/mask", value("mask_topic")), ("camera/depth", value("depth_topic")), *camera_topics],

@@ -21,9 +21,10 @@ def generate_launch_description():
         name="bag_player_node",
         parameters=[
             {
-                "bag": LaunchConfiguration("bag"),
+                "bag": ParameterValue(LaunchConfiguration("bag"), value_type=str),
                 "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
                 "loop": ParameterValue(LaunchConfiguration("loop"), value_type=bool),
+                "wait_for_subscribers_s": 60.0,  # until the model is loaded
             }
         ],
         output="screen",

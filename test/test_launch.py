@@ -26,3 +26,10 @@ def test_every_argument_is_described(file):
     assert described >= names
     for argument in arguments:
         argument.default_value[0].perform(LaunchContext())
+
+
+def test_paths_stay_text_and_the_player_waits_for_the_model():
+    reconstruct, replay = (FOLDER / f"{name}.launch.py" for name in ("reconstruct", "replay"))
+    assert '"model": ParameterValue(value("model"), value_type=str)' in reconstruct.read_text()
+    assert '"bag": ParameterValue(LaunchConfiguration("bag"), value_type=str)' in replay.read_text()
+    assert '"wait_for_subscribers_s": 60.0' in replay.read_text()
