@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+from event_sam3d_ros.demo.processes import free_domain_id
+
+os.environ["ROS_DOMAIN_ID"] = str(free_domain_id())
 
 
 @pytest.fixture
