@@ -80,7 +80,12 @@ def _through_cv_bridge(message: Image) -> NDArray:
             f"convert it, is not installed here ({error}): let the driver send one of those",
             reason="bad_encoding",
         ) from None
-    return bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
+    try:
+        return bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
+    except Exception as error:  # CvBridgeError, cv2.error, or what its C++ part throws
+        raise InputError(
+            f"cv_bridge can't convert image encoding {message.encoding!r}: {error}", reason="bad_encoding"
+        ) from error
 
 
 def rgb_from_message(message: Image | CompressedImage) -> NDArray[np.uint8]:
@@ -170,6 +175,12 @@ def points_to_numpy(message: PointCloud2, names: tuple[str, ...] = ("x", "y", "z
     if missing:
         raise InputError(
             f"the point cloud has the fields {', '.join(known) or 'none'}, but not {', '.join(missing)}",
+            reason="bad_points",
+        )
+    unknown = [name for name in names if known[name].datatype not in _POINT_TYPES]
+    if unknown:
+        raise InputError(
+            f"the point cloud's field {unknown[0]} has the unknown datatype {known[unknown[0]].datatype}: see PointField",
             reason="bad_points",
         )
     order = ">" if message.is_bigendian else "<"

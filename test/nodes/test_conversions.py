@@ -1,6 +1,8 @@
 """Messages to numpy and back, bad messages, and the time it takes."""
 
+import sys
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -78,12 +80,24 @@ def test_depth_is_metres_and_zero_where_unknown():
         (CompressedImage(format="jpeg", data=b"no picture"), "rgb_from_message", "bad_image"),
         (CompressedImage(format="jpeg"), "rgb_from_message", "bad_image"),
         (PointCloud2(fields=[PointField(name="x", datatype=7)]), "xyz_from_message", "bad_points"),
+        (PointCloud2(fields=[PointField(name=n, datatype=99) for n in "xyz"]), "xyz_from_message", "bad_points"),
     ],
 )
 def test_bad_messages_are_refused_with_their_reason(message, convert, reason):
     with pytest.raises(InputError) as error:
         getattr(conversions, convert)(message)
     assert error.value.reason == reason
+
+
+def test_what_cv_bridge_refuses_is_refused_with_its_reason(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("[yuv9] is not a color format")
+
+    module = SimpleNamespace(CvBridge=lambda: SimpleNamespace(imgmsg_to_cv2=fail))
+    monkeypatch.setitem(sys.modules, "cv_bridge", module)
+    with pytest.raises(InputError, match="yuv9. is not a color format") as error:
+        conversions.rgb_from_message(Image(height=1, width=1, encoding="yuv9", step=1, data=b"a"))
+    assert error.value.reason == "bad_encoding"
 
 
 def test_points_carry_packed_colours_and_ids():
