@@ -37,6 +37,11 @@ _REASONS = (
     "internal_error",
     "unknown_parameter",
     "bad_parameter",
+    "big_endian",
+    "bad_message",
+    "missing_message_package",
+    "bad_window",
+    "bad_buffer",
 )
 # Every one of these begins with a Header, all that is needed of it. camera_info comes with every frame like the image,
 # but is a thousand times smaller.

@@ -57,6 +57,20 @@ _REASONS = (
     "corrupt_checkpoint",
     "unknown_parameter",
     "bad_parameter",
+    "late_image",
+    "late_mask",
+    "late_event_image",
+    "late_event_window",
+    "no_input",
+    "bad_dtype",
+    "bad_intrinsics",
+    "bad_points",
+    "bad_message",
+    "bad_device",
+    "bad_precision",
+    "no_checkpoint",
+    "foreign_checkpoint",
+    "wrong_checkpoint",
 )
 _EXPIRE_PERIOD_S = 0.05
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
