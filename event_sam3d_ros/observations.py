@@ -39,8 +39,8 @@ def build_observation(
 ) -> Observation:
     """Rectify everything to the camera's pixel grid; with fewer than ``min_events`` events, go on without them.
 
-    The latter is reported as ``few_events``, or raised as InputError where there is no image. Raises ``size_mismatch`` where an image is not of the
-    camera's size: there is one pixel grid in this version.
+    The latter is reported as ``few_events``, or raised as InputError where there is no image. Raises InputError
+    ``size_mismatch`` where an image is not of the camera's size: there is one pixel grid in this version.
     """
     event_image = arrays.event_image
     if event_image is not None:

@@ -21,7 +21,8 @@ class EventBuffer:
     The events are one stretch of arrays twice as long as the limit: appending writes behind the stretch, and what is
     left moves to the front only when the arrays are full. So appending and finding a window are both cheap.
 
-    ``capacity`` is the limit on the number of events; ``dropped_until`` is the time of the newest event that was dropped for a limit, None if none was.
+    ``capacity`` is the limit on the number of events; ``dropped_until`` is the time
+    of the newest event that was dropped for a limit, None if none was.
 
     ``counters``: ``overflow_events`` dropped for number or memory although young enough, ``reordered_packets`` that
     were not sorted or began before the end of the packet before.

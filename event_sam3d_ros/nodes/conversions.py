@@ -180,7 +180,7 @@ def points_to_numpy(message: PointCloud2, names: tuple[str, ...] = ("x", "y", "z
     unknown = [name for name in names if known[name].datatype not in _POINT_TYPES]
     if unknown:
         raise InputError(
-            f"the point cloud's field {unknown[0]} has the unknown datatype {known[unknown[0]].datatype}: see PointField",
+            f"the point cloud's field {unknown[0]} has an unknown datatype: {known[unknown[0]].datatype}",
             reason="bad_points",
         )
     order = ">" if message.is_bigendian else "<"
