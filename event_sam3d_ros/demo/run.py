@@ -127,6 +127,7 @@ def _record(
         "event_type": recording.types[recording.topics.events],
         "frame_source": frame_source(recording),
         "max_wait_ms": min(100 * patience, _LONGEST_WAIT_MS),
+        "buffer_ms": 1000.0 + min(100 * patience, _LONGEST_WAIT_MS),  # the node asks for window and wait at least
     }
     reconstruction: Parameters = {
         "use_sim_time": True,
