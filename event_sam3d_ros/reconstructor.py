@@ -102,8 +102,7 @@ class Reconstructor:
         return reconstructions
 
     def warm_up(self) -> None:
-        """Runs the network once on a blank scene: the first call in a process takes many times as long as later ones.
-        """
+        """Runs the network once on a blank scene: a process's first call takes many times as long as later ones."""
         side = 2 * self.config.encoder.image_size
         blank = np.zeros((side, side, 3), np.uint8)
         mask = np.pad(np.ones((side // 2, side // 2), np.uint8), side // 4)
