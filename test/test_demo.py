@@ -434,7 +434,6 @@ def test_every_ending_signal_stops_the_nodes(fake_node: None, tmp_path: Path, nu
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert parent.stdout is not None
     with parent:
@@ -500,4 +499,3 @@ def test_the_stop_itself_can_not_be_interrupted(fake_node: None, tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not is_running(int(done.stdout))
-    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -57,13 +56,11 @@ def start_demo(bag, out):
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "event_sam3d_ros.cli", "demo", "--bag", bag, "--out", out, "--rate", str(RATE)]
     output = (out.parent / "output.txt").open("w+")
-    # A background job of a shell ignores SIGINT, and so would its children: start with the default.
     process = subprocess.Popen(
         [str(part) for part in command],
         stdout=output,
         stderr=subprocess.STDOUT,
         env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     return process, mark, out.parent / "output.txt"
 

@@ -22,7 +22,7 @@ PIPELINE = ("event_image_node", "reconstruction_node")
 def processes(peer, start):
     # No limit on the age and much time to pair: what is compared here is what comes out, not how fast.
     options = ("-p", "max_age_ms:=0.0", "-p", "pair_timeout_ms:=10000.0", "-p", "qos_depth:=100", "-p", "threads:=1")
-    started = [start(PIPELINE[0], "-p", "use_sim_time:=true", "-p", "max_wait_ms:=10000.0")]
+    started = [start(PIPELINE[0], "-p", "use_sim_time:=true", "-p", "max_wait_ms:=10000.0", "-p", "buffer_ms:=11000.0")]
     started += [start(PIPELINE[1], "-p", "use_sim_time:=true", *options)]
     for name in PIPELINE:
         peer.wait_active(name)
