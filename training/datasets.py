@@ -35,7 +35,7 @@ CHUNK = 64
 class DataConfig:
     """``cases`` on windows of ``sensor`` x ``sensor`` pixels; ``first_seed``: object seed of the first case."""
 
-    cases: int = 20000
+    cases: int = 10944
     sensor: int = 112
     first_seed: int = FIRST_TRAINING_OBJECT_SEED
 
