@@ -15,7 +15,7 @@ from event_sam3d_ros import __version__
 from event_sam3d_ros.errors import CheckpointError, EventSam3dError
 
 if TYPE_CHECKING:
-    from event_sam3d_ros.events.recordings import Recording, Sample
+    from event_sam3d_ros.recordings.files import Recording, Sample
 
 # Modules are imported by the commands that need them: torch and numba take seconds.
 
@@ -83,7 +83,7 @@ def _rate(text: str) -> float:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from event_sam3d_ros.events.recordings import EcdFolder, open_recording, write_rosbag2
+    from event_sam3d_ros.recordings.files import EcdFolder, open_recording, write_rosbag2
 
     recording = open_recording(options.input)
     count = write_rosbag2(options.output, _with_progress(recording), storage=options.storage)
@@ -131,7 +131,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _print_recording(path: Path) -> None:
-    from event_sam3d_ros.events.recordings import EventChunk, Rosbag2Recording, open_recording
+    from event_sam3d_ros.recordings.files import EventChunk, Rosbag2Recording, open_recording
 
     recording = open_recording(path)
     print(f"{recording.path}: {(recording.end_ns - recording.start_ns) / 1e9:.3f} s")

@@ -10,7 +10,7 @@ import pytest
 
 from event_sam3d_ros import __version__
 from event_sam3d_ros.cli import main
-from event_sam3d_ros.events.recordings import EventChunk, Frame, open_recording
+from event_sam3d_ros.recordings.files import EventChunk, Frame, open_recording
 
 
 @pytest.fixture

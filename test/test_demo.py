@@ -23,8 +23,8 @@ from event_sam3d_ros.demo import run as demo_run
 from event_sam3d_ros.errors import ConfigurationError, RecordingError
 from event_sam3d_ros.evaluation.replay import replay_frames
 from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.events.recordings import Calibration, EventChunk, Frame, Rosbag2Recording, Topics, open_recording
 from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.recordings.files import Calibration, EventChunk, Frame, Rosbag2Recording, Topics, open_recording
 from event_sam3d_ros.synthetic import world
 
 WIDTH, HEIGHT = 96, 80

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from event_sam3d_ros.demo.truth import write_truth
 from event_sam3d_ros.events.events import Events, concatenate
-from event_sam3d_ros.events.recordings import Calibration, EventChunk, Frame, Sample, write_rosbag2
+from event_sam3d_ros.recordings.files import Calibration, EventChunk, Frame, Sample, write_rosbag2
 from event_sam3d_ros.synthetic import world
 
 OBJECT_SEED = world.HELD_OUT_OBJECT_SEEDS[0]

@@ -33,9 +33,9 @@ from event_sam3d_ros.demo.scene import RecordingScene, read_scene
 from event_sam3d_ros.demo.truth import TrueObject, read_truth, score_run
 from event_sam3d_ros.errors import ConfigurationError, EventSam3dError, RecordingError
 from event_sam3d_ros.evaluation.replay import PAIR_TIMEOUT_S
-from event_sam3d_ros.events.bag_messages import IMAGE_TYPE
-from event_sam3d_ros.events.recordings import Rosbag2Recording, Topics, open_rosbag2
 from event_sam3d_ros.reconstructor import share_folder
+from event_sam3d_ros.recordings.bag_messages import IMAGE_TYPE
+from event_sam3d_ros.recordings.files import Rosbag2Recording, Topics, open_rosbag2
 
 if TYPE_CHECKING:
     from event_sam3d_ros.nodes.demo_recorder import DemoRecorder

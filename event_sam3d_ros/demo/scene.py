@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from event_sam3d_ros.demo.processes import DemoError
 from event_sam3d_ros.evaluation.replay import ReplayedFrame, replay_frames
-from event_sam3d_ros.events.recordings import Recording
+from event_sam3d_ros.recordings.files import Recording
 
 
 @dataclass

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.errors import EventSam3dError, InputError
-from event_sam3d_ros.events.bag_messages import EVENT_PACKET_TYPES, RawMessage, decode_calibration, decode_frame
 from event_sam3d_ros.events.buffer import EventBuffer
-from event_sam3d_ros.events.recordings import Calibration, Frame, Recording, Rosbag2Recording, Topics
-from event_sam3d_ros.events.rosbag2 import SampleEncoder
-from event_sam3d_ros.events.samples import Role
 from event_sam3d_ros.events.windows import EventWindow, EventWindows, WindowSettings
 from event_sam3d_ros.observations import FrameArrays, build_observation
 from event_sam3d_ros.pixels import depth_from_pixels, rgb_from_pixels
 from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
+from event_sam3d_ros.recordings.bag_messages import EVENT_PACKET_TYPES, RawMessage, decode_calibration, decode_frame
+from event_sam3d_ros.recordings.files import Calibration, Frame, Recording, Rosbag2Recording, Topics
+from event_sam3d_ros.recordings.rosbag2 import SampleEncoder
+from event_sam3d_ros.recordings.samples import Role
 from event_sam3d_ros.sam3d.config import PreprocessConfig
 
 Report: TypeAlias = Callable[[str, str], None]

@@ -20,12 +20,12 @@ from rclpy.task import Future
 from rosgraph_msgs.msg import Clock
 
 from event_sam3d_ros.errors import ConfigurationError, EventSam3dError, RecordingError
-from event_sam3d_ros.events.bag_messages import EVENT_TYPES
-from event_sam3d_ros.events.recordings import Rosbag2Recording, open_rosbag2
 from event_sam3d_ros.nodes.conversions import ns_to_stamp
 from event_sam3d_ros.nodes.message_classes import message_class
 from event_sam3d_ros.nodes.parameters import BAG_PLAYER_NODE
 from event_sam3d_ros.nodes.pipeline_node import declare_parameters, ros_until_signal
+from event_sam3d_ros.recordings.bag_messages import EVENT_TYPES
+from event_sam3d_ros.recordings.files import Rosbag2Recording, open_rosbag2
 
 _EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
 _OTHER_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)

@@ -18,9 +18,9 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
 
 from event_sam3d_ros.demo.results import FrameResult, ObjectResult
-from event_sam3d_ros.events.recordings import Topics
 from event_sam3d_ros.msg import ReconstructedObject, ReconstructedObjectArray
 from event_sam3d_ros.nodes.conversions import points_to_numpy, stamp_to_ns
+from event_sam3d_ros.recordings.files import Topics
 
 _RESULTS_QOS = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
 _LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)

@@ -15,7 +15,8 @@ import pytest
 from event_sam3d_ros.evaluation.replay import DEPTH_TOLERANCE_NS, ReplayedFrame, replay_frames
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.events.recordings import (
+from event_sam3d_ros.events.windows import WindowSettings
+from event_sam3d_ros.recordings.files import (
     Calibration,
     EventChunk,
     Frame,
@@ -25,7 +26,6 @@ from event_sam3d_ros.events.recordings import (
     open_rosbag2,
     write_rosbag2,
 )
-from event_sam3d_ros.events.windows import WindowSettings
 
 WIDTH, HEIGHT, COUNT = 24, 16, 6
 MS = 1_000_000

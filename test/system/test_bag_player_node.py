@@ -14,8 +14,8 @@ from sensor_msgs.msg import Image
 
 from event_sam3d_ros.events.codecs import parse_event_packet_cdr
 from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.events.recordings import EventChunk, Frame, open_rosbag2, write_rosbag2
 from event_sam3d_ros.nodes.conversions import image_to_numpy, stamp_to_ns
+from event_sam3d_ros.recordings.files import EventChunk, Frame, open_rosbag2, write_rosbag2
 
 START_NS = 5_000_000_000
 PACKETS, PERIOD_NS = 50, 20_000_000

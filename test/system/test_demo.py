@@ -22,8 +22,8 @@ import open3d
 from event_sam3d_ros.demo import truth
 from event_sam3d_ros.demo.processes import ENDING_SIGNALS
 from event_sam3d_ros.evaluation.replay import replay
-from event_sam3d_ros.events.recordings import Frame, open_recording, write_rosbag2
 from event_sam3d_ros.reconstructor import Reconstructor
+from event_sam3d_ros.recordings.files import Frame, open_recording, write_rosbag2
 
 BUNDLED = Path(__file__).resolve().parents[2] / "data" / "demo_bag"
 FRAMES = 10

@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2: run in the shell of env.sh")
 from event_sam3d_ros.evaluation.replay import replay_frames
-from event_sam3d_ros.events.recordings import open_recording
 from event_sam3d_ros.msg import ReconstructedObjectArray
 from event_sam3d_ros.nodes.conversions import stamp_to_ns, xyz_from_message
 from event_sam3d_ros.reconstructor import Reconstructor
+from event_sam3d_ros.recordings.files import open_recording
 
 BAG = Path(__file__).parents[2] / "data" / "demo_bag"
 COMPARED = 5

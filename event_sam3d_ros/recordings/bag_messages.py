@@ -14,8 +14,8 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from event_sam3d_ros.errors import InputError, RecordingError
-from event_sam3d_ros.events.samples import Calibration, Frame, Role
 from event_sam3d_ros.pixels import pixels_from_bytes
+from event_sam3d_ros.recordings.samples import Calibration, Frame, Role
 
 EVENT_PACKET_TYPES = ("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray")
 DVS_TYPE = "dvs_msgs/msg/EventArray"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from event_sam3d_ros.errors import RecordingError
-from event_sam3d_ros.events.ecd import EcdFolder
-from event_sam3d_ros.events.rosbag2 import Rosbag2Recording, write_rosbag2
-from event_sam3d_ros.events.samples import Calibration, EventChunk, Frame, Sample, Topics
+from event_sam3d_ros.recordings.ecd import EcdFolder
+from event_sam3d_ros.recordings.rosbag2 import Rosbag2Recording, write_rosbag2
+from event_sam3d_ros.recordings.samples import Calibration, EventChunk, Frame, Sample, Topics
 
 __all__ = [
     "Calibration",

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.events.events import Events, concatenate
-from event_sam3d_ros.events.samples import Calibration, EventChunk, Frame, Sample
+from event_sam3d_ros.recordings.samples import Calibration, EventChunk, Frame, Sample
 
 EVENT_FILES = ("events.txt", "events_chunk.txt")
 PACKET_US = 4000

@@ -16,7 +16,15 @@ from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, Qo
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 
 from event_sam3d_ros.errors import EventSam3dError, RecordingError
-from event_sam3d_ros.events.bag_messages import (
+from event_sam3d_ros.events.codecs import (
+    Decoder,
+    decode_dvs_event_array_cdr,
+    encode_event_packet_cdr,
+    make_decoder,
+    make_encoder,
+    parse_event_packet_cdr,
+)
+from event_sam3d_ros.recordings.bag_messages import (
     CAMERA_INFO_TYPE,
     DVS_TYPE,
     EVENT_PACKET_TYPES,
@@ -30,15 +38,7 @@ from event_sam3d_ros.events.bag_messages import (
     typestore,
     unsupported_type,
 )
-from event_sam3d_ros.events.codecs import (
-    Decoder,
-    decode_dvs_event_array_cdr,
-    encode_event_packet_cdr,
-    make_decoder,
-    make_encoder,
-    parse_event_packet_cdr,
-)
-from event_sam3d_ros.events.samples import EventChunk, Frame, Role, Sample, Topics
+from event_sam3d_ros.recordings.samples import EventChunk, Frame, Role, Sample, Topics
 
 _EVENT_DEPTH, _IMAGE_DEPTH = 1000, 5
 

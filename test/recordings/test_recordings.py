@@ -11,11 +11,12 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from event_sam3d_ros.errors import RecordingError
-from event_sam3d_ros.events.bag_messages import DVS_TYPE, EVENT_PACKET_TYPES
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr
 from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.events.recordings import (
+from event_sam3d_ros.events.windows import EventWindows, WindowSettings
+from event_sam3d_ros.recordings.bag_messages import DVS_TYPE, EVENT_PACKET_TYPES
+from event_sam3d_ros.recordings.files import (
     Calibration,
     EcdFolder,
     EventChunk,
@@ -25,7 +26,6 @@ from event_sam3d_ros.events.recordings import (
     open_rosbag2,
     write_rosbag2,
 )
-from event_sam3d_ros.events.windows import EventWindows, WindowSettings
 
 WIDTH, HEIGHT = 12, 8
 SECOND = 1_000_000_000
@@ -247,7 +247,7 @@ def test_blocks_do_not_cut_packets(folder: Path, monkeypatch: pytest.MonkeyPatch
         return [s.events.t.tolist() for s in open_recording(folder).samples() if isinstance(s, EventChunk)]
 
     expected = packets()
-    monkeypatch.setattr("event_sam3d_ros.events.ecd._BLOCK_LINES", 1)
+    monkeypatch.setattr("event_sam3d_ros.recordings.ecd._BLOCK_LINES", 1)
     assert packets() == expected
 
 
