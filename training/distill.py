@@ -42,7 +42,7 @@ def main() -> None:
     network = load_stage_input(options.weights, model)
     network.condition.event_encoder.load_state_dict(network.condition.rgb_encoder.state_dict())
     batches = Batches(options.data, model, stage.batch_size, stage.seed, stage.cases)
-    trained = network.condition.event_encoder.parameters()
+    trained = [network.condition.event_encoder]
     train("distill", network, trained, lambda b, r: loss(network, b, r), batches, stage, options.out, options.device)
 
 

@@ -19,7 +19,7 @@ from training.datasets import Batches
 from training.engine import arguments, load_config, load_stage_input, train
 from training.losses import geometry_loss, grid_iou, teacher_loss
 
-FINISHING_MODES = {"fused": 0.4, "sharp": 0.2, "blurry": 0.2, "events": 0.2}
+FINISHING_MODES = {"fused": 0.5, "sharp": 0.25, "blurry": 0.1, "events": 0.15}
 
 
 def fusion_loss(
@@ -58,9 +58,9 @@ def main() -> None:
     config, model = load_config(options.config)
     network = load_stage_input(options.weights, model)
     name, stage, loss, trained = (
-        ("unfreeze", config.unfreeze, finishing_loss, network.parameters())
+        ("unfreeze", config.unfreeze, finishing_loss, [network])
         if options.unfreeze
-        else ("fuse", config.fuse, fusion_loss, network.condition.fusion.parameters())
+        else ("fuse", config.fuse, fusion_loss, [network.condition.fusion])
     )
     batches = Batches(options.data, model, stage.batch_size, stage.seed, stage.cases)
     train(name, network, trained, lambda b, r: loss(network, b, r), batches, stage, options.out, options.device)

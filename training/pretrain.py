@@ -36,7 +36,7 @@ def main() -> None:
     torch.manual_seed(stage.seed)
     network = Network(model)
     batches = Batches(options.data, model, stage.batch_size, stage.seed, stage.cases)
-    trained = [*network.condition.rgb_encoder.parameters(), *network.geometry.parameters()]
+    trained = [network.condition.rgb_encoder, network.geometry]
     train("pretrain", network, trained, lambda b, r: loss(network, b, r), batches, stage, options.out, options.device)
 
 

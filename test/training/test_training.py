@@ -15,8 +15,9 @@ from event_sam3d_ros.sam3d.geometry_direct import Geometry
 from event_sam3d_ros.sam3d.network import Network
 from training import distill, fuse, pretrain
 from training.datasets import Batches, DataConfig, augment, render
-from training.engine import StageConfig, load_config, load_stage_input, train
-from training.losses import depth_losses, focal_loss, geometry_loss, grid_iou, occupancy_loss
+from training.engine import StageConfig, load_config, load_stage_input, make_optimizers, train
+from training.losses import depth_losses, focal_loss, geometry_loss, grid_iou, occupancy_loss, silhouette_loss
+from training.muon import Muon
 
 CONFIG = ModelConfig()
 DATA = DataConfig(cases=6, sensor=96)
@@ -76,9 +77,7 @@ def test_mirroring_keeps_images_and_targets_together(folder):
 
 def run(network, folder, out, loss=pretrain.loss, trained=None, stage=STAGE):
     batches = Batches(folder, CONFIG, stage.batch_size, stage.seed, stage.cases)
-    train(
-        "test", network, trained or network.parameters(), lambda b, r: loss(network, b, r), batches, stage, out, "cpu"
-    )
+    train("test", network, trained or [network], lambda b, r: loss(network, b, r), batches, stage, out, "cpu")
 
 
 def test_a_killed_run_resumes_bit_identically(folder, network, tmp_path):
@@ -107,8 +106,7 @@ def test_a_killed_run_resumes_bit_identically(folder, network, tmp_path):
 )
 def test_each_stage_changes_its_part_alone(folder, network, tmp_path, loss, part):
     start = {k: v.clone() for k, v in network.state_dict().items()}
-    trained = [p for name, p in network.named_parameters() if name.startswith(part)]
-    run(network, folder, tmp_path / "out.safetensors", loss, trained)
+    run(network, folder, tmp_path / "out.safetensors", loss, [network.get_submodule(part.rstrip("."))])
     changed = {k for k, v in network.state_dict().items() if not torch.equal(v, start[k])}
     assert changed and all(k.startswith(part) for k in changed)
 
@@ -138,6 +136,35 @@ def test_perfect_logits_have_almost_no_loss():
     assert grid_iou(logits, target) == 1
     shifted = torch.roll(logits, 2, dims=1)
     assert depth_losses(shifted, target)[0] == pytest.approx(2 / 8, abs=1e-3)
+
+
+def test_an_outline_that_ends_too_early_costs():
+    target = torch.zeros(1, 8, 8, 8)
+    target[:, 2:5, 2:6, 1:7] = 1
+    short = target.clone()
+    short[..., 6] = 0
+    assert silhouette_loss((target * 2 - 1) * 20, target) < 1e-3
+    assert silhouette_loss((short * 2 - 1) * 20, target) > 0.5
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (32, 8, 3, 3)])
+def test_muon_steps_are_orthogonal(shape):
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    (weight * torch.randn(shape)).sum().backward()
+    Muon([weight], lr=1.0).step()
+    rows, columns = weight.flatten(1).shape
+    singular = torch.linalg.svdvals(weight.detach().flatten(1)) / max(1, rows / columns) ** 0.5
+    assert 0.5 < singular.min() and singular.max() < 1.3
+
+
+def test_every_parameter_has_one_optimizer(network):
+    optimizers = make_optimizers([network], STAGE)
+    held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in network.parameters())
+    matrices = {id(p) for p in optimizers[0].param_groups[0]["params"]}
+    assert id(network.condition.rgb_encoder.blocks[0].mlp.fc1.weight) in matrices
+    assert id(network.geometry.columns.weight) not in matrices
 
 
 def test_the_score_learns_without_shaping_the_geometry(network):
