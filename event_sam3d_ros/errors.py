@@ -28,6 +28,10 @@ class RecordingError(EventSam3dError):
     """A recording that cannot be opened, read or written."""
 
 
+class RecordingWarning(UserWarning):
+    """A recording that can be read, but not all of it or not as it should be."""
+
+
 class CheckpointError(EventSam3dError):
     """A model file that is missing, damaged, or made for another network."""
 

@@ -69,6 +69,39 @@ class Events:
         return self.t.nbytes + self.x.nbytes + self.y.nbytes + self.p.nbytes
 
 
+@dataclass(frozen=True, eq=False)
+class Triggers:
+    """N edges at the camera's trigger inputs: ``t`` int64 microseconds as those of `Events`, ``id`` uint8 number of the
+    input, ``p`` uint8 1 rising, 0 falling. The arrays are read-only."""
+
+    t: NDArray[np.int64]
+    id: NDArray[np.uint8]
+    p: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("t", np.int64), ("id", np.uint8), ("p", np.uint8)):
+            array = np.ascontiguousarray(getattr(self, name)).view()
+            if array.dtype != dtype or array.shape != (len(self.t),):
+                raise InputError(
+                    f"triggers.{name} is {array.dtype}{array.shape}, expected {np.dtype(dtype)}({len(self.t)},)",
+                    reason="bad_triggers",
+                )
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    @classmethod
+    def empty(cls) -> Triggers:
+        """No edges."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint8))
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, index: slice | NDArray) -> Triggers:
+        """Edges of a slice, a boolean mask or an index array."""
+        return Triggers(self.t[index], self.id[index], self.p[index])
+
+
 def concatenate(parts: Sequence[Events]) -> Events:
     """All events of ``parts`` one after another, in the given order; a single part is returned as it is."""
     if not parts:
