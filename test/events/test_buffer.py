@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -53,9 +56,17 @@ PACKETS = st.lists(st.lists(STEP, max_size=12), max_size=12)
 WINDOWS = st.lists(st.tuples(st.integers(-1_000_000, 3_000_000), st.integers(0, 2_000_000)), max_size=4)
 
 
-@given(PACKETS, WINDOWS, st.sampled_from([1, 10, 100_000, 10**7]), st.integers(1, 30))
-def test_equals_a_sorted_list(packets, windows, max_duration_us, max_events):
-    """Sorted and unsorted packets, overlaps, limits; where time runs backwards nothing changes."""
+@given(
+    PACKETS, WINDOWS, st.sampled_from([1, 10, 100_000, 10**7]), st.integers(1, 30), st.sampled_from([1, 2, 5, 1 << 16])
+)
+def test_equals_a_sorted_list(packets, windows, max_duration_us, max_events, first_ring):
+    """Sorted and unsorted packets, overlaps, limits, a ring that grows; where time runs backwards nothing changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("event_sam3d_ros.events.buffer._FIRST_RING", first_ring)
+        check_equal(packets, windows, max_duration_us, max_events)
+
+
+def check_equal(packets, windows, max_duration_us, max_events):
     buffer, reference = EventBuffer(max_duration_us, max_events, MANY), Reference(max_duration_us, max_events)
     time, count = 0, 0
     for steps in packets:
@@ -74,11 +85,16 @@ def test_equals_a_sorted_list(packets, windows, max_duration_us, max_events):
     for t0, duration in [*windows, (-MANY, 2 * MANY)]:
         expected = [row for row in reference.rows if t0 <= row[0] < t0 + duration]
         assert rows_of(buffer.window(t0, t0 + duration)) == expected
+        later = [row for row in reference.rows if row[0] >= t0][2:]
+        for count in (1, len(later)):
+            following = buffer.following(t0, 2, count) if count else None
+            assert following is None or rows_of(following) == later[:count]
+            assert (following is None) == (count == 0 or len(later) < count)
     assert buffer.counters == {"overflow_events": reference.overflow, "reordered_packets": reference.reordered}
 
 
 def test_memory_bounds_the_number_of_events():
-    buffer = EventBuffer(MANY, MANY, 26 * 100 + 25)
+    buffer = EventBuffer(MANY, MANY, 13 * 100 + 12)
     buffer.append(make(range(1000)))
     buffer.append(make(range(1000, 1030)))
     assert len(buffer) == 100
@@ -116,7 +132,46 @@ def test_the_tolerance_itself_is_still_sorted_in():
         buffer.append(make([-1]))
 
 
-@pytest.mark.parametrize("limits", [(0, 1, 26), (1, 0, 26), (1, 1, 25)])
+@pytest.mark.parametrize("limits", [(0, 1, 13), (1, 0, 13), (1, 1, 12)])
 def test_a_buffer_without_room_is_refused(limits):
     with pytest.raises(ConfigurationError, match="holds no event"):
         EventBuffer(*limits)
+
+
+MEASURE = """
+import subprocess
+import sys
+
+import numpy as np
+from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.events import Events
+
+def resident_mb():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096 / 1e6
+
+def packet(t):
+    return Events(np.full(50_000, t), np.zeros(50_000, "u2"), np.zeros(50_000, "u2"), np.zeros(50_000, "u1"))
+
+small = EventBuffer(10, 10, 1000)
+small.append(packet(0))
+small.window(0, 1)
+before = resident_mb()
+buffer = EventBuffer(1 << 40, 1 << 40, 130_000_000)
+print(resident_mb() - before)
+for t in range(20):
+    buffer.append(packet(t))
+print(resident_mb() - before)
+for t in range(20, 1000):
+    buffer.append(packet(t))
+print(resident_mb() - before)
+"""
+
+
+def test_memory_is_taken_only_as_events_come_and_never_more_than_the_bound():
+    """Resident size of a process of its own, whose buffer may take 130 MB: empty, with 1 of 10 million events, full."""
+    done = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True, timeout=120)
+    empty, tenth, full = map(float, done.stdout.split())
+    assert empty < 3
+    assert 10 < tenth < 30
+    assert 120 < full < 140
