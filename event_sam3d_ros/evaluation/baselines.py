@@ -20,9 +20,9 @@ from event_sam3d_ros.evaluation.metrics import shape_metrics, silhouette
 from event_sam3d_ros.evaluation.solids import Floats, Solid
 from event_sam3d_ros.sam3d.layout import object_rotation
 
-LEVELS = np.arange(0.2, 0.61, 0.05)  # of the mean occupancy, where to cut
+LEVELS = np.arange(0.2, 0.81, 0.1)  # of the mean occupancy, where to cut
 DEPTH_FACTORS = (0.6, 0.8, 1.0, 1.25, 1.5)
-DEPTH_FACTOR_CASES = 40  # training cases on which the factor is chosen
+CHOICE_CASES = 40  # training cases on which level and factor are chosen
 REFERENCE_DEPTH = 1.0  # m; without depth the scale is free
 
 
@@ -46,25 +46,27 @@ class Baselines:
 
     @classmethod
     def fit(cls, views: Sequence[View]) -> Baselines:
-        """Chooses all three by the best mean `iou` over training views."""
+        """Takes the mean up vector, and the level and the factor with the best mean `iou` over training views."""
         if not views:
             raise InputError("no training views: baselines are fitted on at least one", reason="no_input")
         grids = np.stack([view.truth.occupancy for view in views])
         mean = grids.mean(0, dtype=np.float32)
         up = np.mean([view.truth.rotation[:, 2] for view in views], axis=0)
 
-        def agreement(level: float) -> float:
-            cut = mean > level
-            return float(np.mean([(cut & grid).sum() / (cut | grid).sum() for grid in grids]))
+        up /= np.linalg.norm(up)
+        chosen = views[:CHOICE_CASES]
 
-        mean_occupancy = mean > max(LEVELS[LEVELS < mean.max()], key=agreement)
+        def mean_shape_iou(level: float) -> float:
+            fitted = cls(mean > level, up, 1.0)
+            return float(np.mean([shape_metrics(fitted.mean_shape(v.mask, v.K), v.truth)["iou"] for v in chosen]))
+
+        mean_occupancy = mean > max(LEVELS[LEVELS < mean.max()], key=mean_shape_iou)
 
         def inflated_iou(factor: float) -> float:
             fitted = cls(mean_occupancy, up, factor)
-            chosen = views[:DEPTH_FACTOR_CASES]
             return float(np.mean([shape_metrics(fitted.inflated(v.mask, v.K), v.truth)["iou"] for v in chosen]))
 
-        return cls(mean_occupancy, up / np.linalg.norm(up), max(DEPTH_FACTORS, key=inflated_iou))
+        return cls(mean_occupancy, up, max(DEPTH_FACTORS, key=inflated_iou))
 
     def save(self, path: Path) -> None:
         """Writes a .npz."""
