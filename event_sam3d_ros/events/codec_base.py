@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Mapping
-from typing import Union
+from collections.abc import Mapping
+from typing import Any, Union
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import DecodeError, InputError
-from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.events import Events, Triggers
 
 Buffer = Union[bytes, bytearray, memoryview, "array[int]", NDArray[np.uint8]]
 
@@ -20,68 +22,162 @@ Buffer = Union[bytes, bytearray, memoryview, "array[int]", NDArray[np.uint8]]
 _FEW = 8
 _UNKNOWN_SHARE = 1 / 8
 _OUT_OF_RANGE_SHARE = 1 / 2
+_NO_TRIGGERS = Triggers.empty()
 
 
 class Decoder(ABC):
     """Turns the payloads of one stream's packets, in their order, into Events.
 
     A packet is decoded or refused as a whole: where `decode` raises, the decoder is as if the packet had never come.
-    ``counters`` says, since construction, what was skipped in packets that were decoded.
+
+    ``triggers``  edges at the camera's trigger inputs in the latest packet that was decoded
+    ``counters``  what was skipped, since construction, in packets that were decoded
+    ``warnings``  what the stream shows to be wrong with its source: a reason (snake_case) -> one sentence with advice
+
+    ``is_bigendian`` as in EventPacket: the words of payloads have their most significant byte first.
     """
 
-    def __init__(self, width: int, height: int, counters: Iterable[str] = ("out_of_range_events",)) -> None:
-        if width < 1 or height < 1:
-            raise InputError(f"sensor of {width}x{height} has no pixels: give its size", reason="bad_geometry")
-        self.width, self.height = int(width), int(height)
-        self.counters = dict.fromkeys(counters, 0)
+    # Words of the payload; how many of them belong together; what is kept from packet to packet.
+    WORD: np.dtype[Any]
+    GROUP = 1
+    STATE: np.dtype[Any] = np.dtype([])
+    COUNTERS: tuple[str, ...] = ("out_of_range_events",)
 
-    @abstractmethod
+    def __init__(self, width: int, height: int, is_bigendian: bool = False) -> None:
+        _check_size(width, height)
+        self.width, self.height, self.is_bigendian = int(width), int(height), is_bigendian
+        self.counters = dict.fromkeys(self.COUNTERS, 0)
+        self.warnings: dict[str, str] = {}
+        self.triggers = _NO_TRIGGERS
+        self._state = self._new_state()
+
     def decode(self, payload: Buffer, time_base_ns: int = 0) -> Events:
         """Events of one packet; ``payload`` and ``time_base_ns`` as in event_camera_msgs/EventPacket.
 
         Raises DecodeError for bytes that are not this encoding: ``truncated_packet`` where the length is no multiple of
-        the word's, ``corrupt_packet`` where many words are undefined or many events outside the image.
+        the word's, ``corrupt_packet`` where many words are undefined, many events outside the image, or the time base
+        is none.
         """
-
-    # Most encodings keep nothing from packet to packet, so doing nothing is right unless a decoder says otherwise.
-
-    def reset(self) -> None:  # noqa: B027
-        """Forget everything but the counters: a new stream begins."""
-
-    def resynchronise(self) -> None:  # noqa: B027
-        """Packets were lost: drop what depends on them. The time goes on."""
-
-    def _count(self, found: Mapping[str, int]) -> None:
+        words = as_words(payload, self.WORD, self.GROUP, self.is_bigendian)
+        state, counts = self._state.copy(), np.zeros(len(self.COUNTERS), np.int64)
+        t, x, y, p, *edges = self._run(words, state, counts, int(time_base_ns))
+        events = Events(t, x, y, p)
+        found = dict(zip(self.COUNTERS, counts.tolist(), strict=True))
+        check_packet(words.size // self.GROUP, len(events), found)
+        self._state = state
+        self.triggers = Triggers(*edges) if edges and len(edges[0]) else _NO_TRIGGERS
         for name, number in found.items():
             self.counters[name] += number
+        self._look_for_defects()
+        return events
+
+    @abstractmethod
+    def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
+        """(t, x, y, p) of the events and, where the encoding has triggers, their (t, id, p).
+
+        Writes the new state into ``state`` and fills ``counts``, in the order of COUNTERS.
+        """
+
+    def reset(self) -> None:
+        """Forget everything but counters and warnings: a new stream begins."""
+        self._state = self._new_state()
+        self.triggers = _NO_TRIGGERS
+
+    def resynchronise(self) -> None:
+        """Packets were lost: drop what depends on them until it is known again. The time goes on."""
+        self._state = self._state.copy()
+        for name in self._state.dtype.names or ():
+            if name.startswith("has_") and name != "has_history":
+                self._state[name] = 0
+
+    def copy(self) -> Decoder:
+        """A decoder in the same state that goes its own way from here. Cheap: a step that may have to be taken back."""
+        twin = copy.copy(self)
+        # All else is replaced, never written to.
+        twin.counters, twin.warnings = self.counters.copy(), self.warnings.copy()
+        return twin
+
+    def _new_state(self) -> NDArray[Any]:
+        return np.zeros(1, self.STATE)
+
+    # Only one encoding has known defects.
+
+    def _look_for_defects(self) -> None:  # noqa: B027
+        """Add to ``warnings`` what ``_state`` proves."""
 
 
 class Encoder(ABC):
-    """Turns Events into payloads that `Decoder` of the same encoding gives back, in the same order."""
+    """Turns Events and Triggers into payloads that `Decoder` of the same encoding gives back, in the same order."""
+
+    # Bits of a trigger's number; 0 where the encoding has no triggers. Bits of a coordinate.
+    TRIGGER_BITS = 0
+    COORDINATE_BITS = 11
 
     def __init__(self, width: int, height: int) -> None:
-        if width < 1 or height < 1:
-            raise InputError(f"sensor of {width}x{height} has no pixels: give its size", reason="bad_geometry")
+        _check_size(width, height)
+        if max(width, height) > 1 << self.COORDINATE_BITS:
+            raise InputError(
+                f"{type(self).__name__} has {self.COORDINATE_BITS} bits per coordinate: {width}x{height} does not fit",
+                reason="bad_geometry",
+            )
         self.width, self.height = int(width), int(height)
 
-    @abstractmethod
-    def encode(self, events: Events) -> tuple[bytes, int]:
+    def encode(self, events: Events, triggers: Triggers = _NO_TRIGGERS) -> tuple[bytes, int]:
         """Payload and time_base (nanoseconds) of one packet.
 
-        Raises InputError for events outside the sensor, out of order in time, or too far apart for one packet.
+        Raises InputError for events outside the sensor, out of order in time, or too far apart for one packet, and for
+        triggers that the encoding can't hold.
         """
+        if len(events) == 0 and len(triggers) == 0:
+            return b"", 0
+        self._check(events, triggers)
+        return self._encode(events, triggers)
 
-    def _check(self, events: Events) -> None:
-        """Raise InputError unless the (at least one) events are on the sensor and sorted by time."""
-        if int(events.x.max()) >= self.width or int(events.y.max()) >= self.height:
+    @abstractmethod
+    def _encode(self, events: Events, triggers: Triggers) -> tuple[bytes, int]:
+        """As `encode`, for at least one event or trigger, all of them checked."""
+
+    def _check(self, events: Events, triggers: Triggers) -> None:
+        if len(events) and (int(events.x.max()) >= self.width or int(events.y.max()) >= self.height):
             raise InputError(
                 f"event at ({events.x.max()}, {events.y.max()}) is outside {self.width}x{self.height}",
                 reason="out_of_range_events",
             )
-        if np.any(events.t[1:] < events.t[:-1]):
-            raise InputError("events are not sorted by time: sort them before encoding", reason="unsorted_events")
-        if int(events.p.max()) > 1:
-            raise InputError(f"polarity {events.p.max()} is neither 0 nor 1", reason="bad_events")
+        for what, columns in (("events", events), ("triggers", triggers)):
+            if np.any(columns.t[1:] < columns.t[:-1]):
+                raise InputError(f"{what} are not sorted by time: sort them before encoding", reason="unsorted_events")
+            if len(columns) and int(columns.p.max()) > 1:
+                raise InputError(f"polarity {columns.p.max()} is neither 0 nor 1", reason="bad_events")
+        if len(triggers) and int(triggers.id.max()) >> self.TRIGGER_BITS or (len(triggers) and not self.TRIGGER_BITS):
+            raise InputError(
+                f"{type(self).__name__} has {self.TRIGGER_BITS} bits for a trigger's number, {triggers.id.max()} does "
+                "not fit: leave the trigger out, or choose another encoding",
+                reason="bad_triggers",
+            )
+
+
+class RisingTimes:
+    """Checks for encoders whose times must not decrease from packet to packet either. ``last_us``: -1 at the start."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding, self.last_us = encoding, -1
+
+    def advance(self, events: Events, triggers: Triggers) -> int:
+        """Take in a packet's sorted times and return the last one before it."""
+        times = [columns.t for columns in (events, triggers) if len(columns)]
+        first, before = min(int(t[0]) for t in times), self.last_us
+        if first < max(before, 0):
+            raise InputError(
+                f"event at {first} us after {before} us: {self._encoding} needs rising times from 0 on",
+                reason="unsorted_events",
+            )
+        self.last_us = max(int(t[-1]) for t in times)
+        return before
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise InputError(f"sensor of {width}x{height} has no pixels: give its size", reason="bad_geometry")
 
 
 def as_bytes(payload: Buffer, word_size: int) -> NDArray[np.uint8]:
@@ -96,18 +192,69 @@ def as_bytes(payload: Buffer, word_size: int) -> NDArray[np.uint8]:
     return data
 
 
-def check_packet(words: int, unknown_words: int, events: int, out_of_range: int) -> None:
-    """DecodeError if so much of a packet makes no sense that the rest cannot be trusted."""
-    if unknown_words > _FEW and unknown_words > _UNKNOWN_SHARE * words:
+def as_words(payload: Buffer, word: np.dtype[Any], group: int = 1, is_bigendian: bool = False) -> NDArray[Any]:
+    """Read-only array of a payload's words in this machine's byte order; a view if they have it and are aligned.
+
+    DecodeError (``truncated_packet``) if the length is no multiple of ``group`` words.
+    """
+    words = as_bytes(payload, word.itemsize * group).view(word.newbyteorder(">" if is_bigendian else "<"))
+    if not words.flags.aligned or not words.dtype.isnative:
+        words = words.astype(word)
+        words.flags.writeable = False
+    return words
+
+
+def check_time_base(time_base_ns: int) -> None:
+    """DecodeError for nanoseconds that are negative or would overflow."""
+    if not 0 <= time_base_ns < 1 << 62:
+        raise DecodeError(f"time_base {time_base_ns} ns of the event packet is no time", reason="corrupt_packet")
+
+
+def check_packet(words: int, events: int, found: Mapping[str, int]) -> None:
+    """DecodeError if so much of a packet makes no sense that the rest cannot be trusted. ``found``: its counters."""
+    unknown = found.get("unknown_words", 0) + found.get("invalid_events", 0)
+    if unknown > _FEW and unknown > _UNKNOWN_SHARE * words:
         raise DecodeError(
-            f"{unknown_words} of {words} words in the event packet are undefined: check its encoding",
+            f"{unknown} of {words} words in the event packet are undefined: check its encoding", reason="corrupt_packet"
+        )
+    outside = found.get("out_of_range_events", 0)
+    if outside > _FEW and outside > _OUT_OF_RANGE_SHARE * (events + outside):
+        raise DecodeError(
+            f"{outside} of {events + outside} events are outside the image: check width, height and encoding",
             reason="corrupt_packet",
         )
-    if out_of_range > _FEW and out_of_range > _OUT_OF_RANGE_SHARE * (events + out_of_range):
-        raise DecodeError(
-            f"{out_of_range} of {events + out_of_range} events are outside the image: check width, height and encoding",
-            reason="corrupt_packet",
-        )
+
+
+@intrinsic
+def count_ones(typing_context, word):  # type: ignore[no-untyped-def]
+    """Number of bits that are set in a uint64, as uint64; for kernels."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def lowest_one(typing_context, word):  # type: ignore[no-untyped-def]
+    """Position of the lowest bit that is set in a uint64 other than 0, as uint64; for kernels."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.cttz(arguments[0], context.get_constant(types.boolean, True))
+
+    return types.uint64(types.uint64), generate
+
+
+@njit(cache=True, nogil=True)
+def empty_events(size):  # type: ignore[no-untyped-def]
+    """Arrays for the times, columns, rows and polarities of ``size`` events."""
+    return np.empty(size, np.int64), np.empty(size, np.uint16), np.empty(size, np.uint16), np.empty(size, np.uint8)
+
+
+@njit(cache=True, nogil=True)
+def empty_triggers(size):  # type: ignore[no-untyped-def]
+    """Arrays for the times, numbers and edges of ``size`` triggers."""
+    return np.empty(size, np.int64), np.empty(size, np.uint8), np.empty(size, np.uint8)
 
 
 @njit(cache=True, nogil=True)

@@ -1,22 +1,20 @@
-"""The encodings with one 64-bit little-endian word per event: `mono` and `libcaer`. No state between packets."""
+"""The encodings with 64 bits per event: `mono`, `trigger` and `libcaer`. No state between packets."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-from event_sam3d_ros.errors import DecodeError, InputError
-from event_sam3d_ros.events.codec_base import Buffer, Decoder, Encoder, as_bytes, check_packet, uint32_at
-from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.events.codec_base import Decoder, Encoder, check_time_base, empty_events
+from event_sam3d_ros.events.events import Events, Triggers
 
 # libcaer times have 31 bits of microseconds; a step back by more than half of that is a rollover, less is disorder.
 _LIBCAER_WRAP = 1 << 31
-
-
-def _check_time_base(time_base_ns: int) -> int:
-    if not 0 <= time_base_ns < 1 << 62:
-        raise DecodeError(f"time_base {time_base_ns} ns of the event packet is no time", reason="corrupt_packet")
-    return int(time_base_ns)
+_MONO_SPAN_US = (1 << 32) // 1000
 
 
 class MonoDecoder(Decoder):
@@ -25,14 +23,26 @@ class MonoDecoder(Decoder):
     Microseconds are those of time_base + dt, rounded down. Counter: ``out_of_range_events``.
     """
 
-    def decode(self, payload: Buffer, time_base_ns: int = 0) -> Events:
-        data = as_bytes(payload, 8)
-        fields = _decode_mono(data, _check_time_base(time_base_ns), self.width, self.height)
-        events = Events(*fields)
-        out_of_range = data.size // 8 - len(events)
-        check_packet(data.size // 8, 0, len(events), out_of_range)
-        self._count({"out_of_range_events": out_of_range})
-        return events
+    WORD = np.dtype(np.uint64)
+
+    def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
+        check_time_base(time_base_ns)
+        return _decode_mono(words, counts, time_base_ns, self.width, self.height)
+
+
+class TriggerDecoder(Decoder):
+    """Decoder of `trigger`: bits 0-31 nanoseconds after time_base, 48-55 number of the input, 63 edge. No events."""
+
+    WORD = np.dtype(np.uint64)
+    COUNTERS = ("triggers",)
+
+    def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
+        check_time_base(time_base_ns)
+        counts[0] = words.size
+        t = (time_base_ns + (words & np.uint64(0xFFFFFFFF)).astype(np.int64)) // 1000
+        number, edge = words >> np.uint64(48) & np.uint64(0xFF), words >> np.uint64(63)
+        none = Events.empty()
+        return none.t, none.x, none.y, none.p, t, number.astype(np.uint8), edge.astype(np.uint8)
 
 
 class LibcaerDecoder(Decoder):
@@ -42,41 +52,50 @@ class LibcaerDecoder(Decoder):
     down to microseconds. Counters: ``out_of_range_events``, ``invalid_events`` (marked so, or with a negative time).
     """
 
-    def __init__(self, width: int, height: int) -> None:
-        super().__init__(width, height, ("out_of_range_events", "invalid_events"))
+    WORD = np.dtype(np.uint32)
+    GROUP = 2
+    COUNTERS = ("out_of_range_events", "invalid_events")
 
-    def decode(self, payload: Buffer, time_base_ns: int = 0) -> Events:
-        data = as_bytes(payload, 8)
-        *fields, invalid = _decode_libcaer(data, _check_time_base(time_base_ns), self.width, self.height)
-        events = Events(*fields)
-        out_of_range = data.size // 8 - len(events) - invalid
-        check_packet(data.size // 8, invalid, len(events), out_of_range)
-        self._count({"out_of_range_events": out_of_range, "invalid_events": invalid})
-        return events
+    def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
+        check_time_base(time_base_ns)
+        return _decode_libcaer(words, counts, time_base_ns, self.width, self.height)
 
 
 class MonoEncoder(Encoder):
     """Encoder of `mono`; a packet may span 4.29 s."""
 
-    def encode(self, events: Events) -> tuple[bytes, int]:
-        if len(events) == 0:
-            return b"", 0
-        self._check(events)
-        start = _start(events, (1 << 32) // 1000, "mono")
+    COORDINATE_BITS = 15
+
+    def _encode(self, events: Events, triggers: Triggers) -> tuple[bytes, int]:
+        start = first_time(events, _MONO_SPAN_US, "mono")
         elapsed = ((events.t - start) * 1000).astype(np.uint64)
         place = events.x.astype(np.uint64) << np.uint64(32) | events.y.astype(np.uint64) << np.uint64(48)
         words = elapsed | place | events.p.astype(np.uint64) << np.uint64(63)
         return words.astype("<u8").tobytes(), start * 1000
 
 
+class TriggerEncoder(Encoder):
+    """Encoder of `trigger`: triggers alone; a packet may span 4.29 s."""
+
+    TRIGGER_BITS = 8
+    COORDINATE_BITS = 16
+
+    def _encode(self, events: Events, triggers: Triggers) -> tuple[bytes, int]:
+        if len(events):
+            raise InputError("trigger packets hold no events: choose another encoding", reason="bad_events")
+        start = first_time(triggers, _MONO_SPAN_US, "trigger")
+        elapsed = ((triggers.t - start) * 1000).astype(np.uint64)
+        words = elapsed | triggers.id.astype(np.uint64) << np.uint64(48) | triggers.p.astype(np.uint64) << np.uint64(63)
+        return words.astype("<u8").tobytes(), start * 1000
+
+
 class LibcaerEncoder(Encoder):
     """Encoder of `libcaer`; a packet may span 2**30 us (18 minutes)."""
 
-    def encode(self, events: Events) -> tuple[bytes, int]:
-        if len(events) == 0:
-            return b"", 0
-        self._check(events)
-        start = _start(events, 1 << 30, "libcaer")
+    COORDINATE_BITS = 15
+
+    def _encode(self, events: Events, triggers: Triggers) -> tuple[bytes, int]:
+        start = first_time(events, 1 << 30, "libcaer")
         place = events.y.astype(np.uint32) << np.uint32(2) | events.x.astype(np.uint32) << np.uint32(17)
         words = np.empty((len(events), 2), "<u4")
         words[:, 0] = place | events.p.astype(np.uint32) << np.uint32(1) | np.uint32(1)
@@ -84,9 +103,9 @@ class LibcaerEncoder(Encoder):
         return words.tobytes(), start // _LIBCAER_WRAP * _LIBCAER_WRAP * 1000
 
 
-def _start(events: Events, span_us: int, encoding: str) -> int:
-    """Time of the first event, for events that fit one packet."""
-    start, stop = int(events.t[0]), int(events.t[-1])
+def first_time(columns: Events | Triggers, span_us: int, encoding: str) -> int:
+    """Time of the first event; InputError unless all fit one packet that may span less than ``span_us``."""
+    start, stop = int(columns.t[0]), int(columns.t[-1])
     if start < 0 or stop - start >= span_us:
         raise InputError(
             f"events of {start} to {stop} us do not fit one {encoding} packet: start at 0 or later, "
@@ -97,31 +116,29 @@ def _start(events: Events, span_us: int, encoding: str) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _decode_mono(data, time_base_ns, width, height):  # type: ignore[no-untyped-def]
-    size = data.size // 8
-    t, x = np.empty(size, np.int64), np.empty(size, np.uint16)
-    y, p = np.empty(size, np.uint16), np.empty(size, np.uint8)
-    n = 0
-    for i in range(size):
-        place = uint32_at(data, 8 * i + 4)
+def _decode_mono(words, counts, time_base_ns, width, height):  # type: ignore[no-untyped-def]
+    t, x, y, p = empty_events(words.size)
+    n, one = np.uint64(0), np.uint64(1)
+    for i in range(words.size):
+        place = np.int64(words[i] >> np.uint64(32))
         column, row = place & 0xFFFF, place >> 16 & 0x7FFF
         if column < width and row < height:
-            t[n] = (time_base_ns + uint32_at(data, 8 * i)) // 1000
+            t[n] = (time_base_ns + np.int64(words[i] & np.uint64(0xFFFFFFFF))) // 1000
             x[n], y[n], p[n] = column, row, place >> 31
-            n += 1
+            n += one
+    counts[0] = words.size - np.int64(n)
     return t[:n], x[:n], y[:n], p[:n]
 
 
 @njit(cache=True, nogil=True)
-def _decode_libcaer(data, time_base_ns, width, height):  # type: ignore[no-untyped-def]
-    size = data.size // 8
-    t, x = np.empty(size, np.int64), np.empty(size, np.uint16)
-    y, p = np.empty(size, np.uint16), np.empty(size, np.uint8)
+def _decode_libcaer(words, counts, time_base_ns, width, height):  # type: ignore[no-untyped-def]
+    size = words.size // 2
+    t, x, y, p = empty_events(size)
     base_us = time_base_ns // 1000
     last, rollovers, invalid = np.int64(0), np.int64(0), 0
-    n = 0
+    n, one = np.uint64(0), np.uint64(1)
     for i in range(size):
-        place, time = uint32_at(data, 8 * i), uint32_at(data, 8 * i + 4)
+        place, time = np.int64(words[2 * i]), np.int64(words[2 * i + 1])
         if not place & 1 or time >= _LIBCAER_WRAP:
             invalid += 1
             continue
@@ -132,5 +149,6 @@ def _decode_libcaer(data, time_base_ns, width, height):  # type: ignore[no-untyp
         if column < width and row < height:
             t[n] = base_us + time + rollovers * _LIBCAER_WRAP
             x[n], y[n], p[n] = column, row, place >> 1 & 1
-            n += 1
-    return t[:n], x[:n], y[:n], p[:n], invalid
+            n += one
+    counts[0], counts[1] = size - np.int64(n) - invalid, invalid
+    return t[:n], x[:n], y[:n], p[:n]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from event_sam3d_ros.errors import DecodeError, InputError
 from event_sam3d_ros.events.codecs import make_decoder, make_encoder
-from event_sam3d_ros.events.events import Events, concatenate
+from event_sam3d_ros.events.events import Events, Triggers, concatenate
 
 WIDTH, HEIGHT = 40, 30
 WRAP_US = 1 << 24
@@ -17,6 +17,10 @@ WRAP_US = 1 << 24
 
 def rows_of(events: Events) -> list[tuple[int, int, int, int]]:
     return list(zip(events.t.tolist(), events.x.tolist(), events.y.tolist(), events.p.tolist(), strict=True))
+
+
+def triggers_of(triggers: Triggers) -> list[tuple[int, int, int]]:
+    return list(zip(triggers.t.tolist(), triggers.id.tolist(), triggers.p.tolist(), strict=True))
 
 
 def make(rows) -> Events:
@@ -34,6 +38,7 @@ class Reference:
     def __init__(self):
         self.high = self.low = self.y = self.base = self.polarity = None
         self.history = None
+        self.triggers = []
         self.events, self.counters = [], dict.fromkeys(make_decoder("evt3", 1, 1).counters, 0)
 
     def emit(self, x, p):
@@ -68,8 +73,11 @@ class Reference:
             self.time_high(value)
         elif kind == 0x9:
             self.counters["reserved_words"] += 1
+        elif kind == 0xA and self.low is None:
+            self.counters["unsynchronised_triggers"] += 1
         elif kind == 0xA:
             self.counters["triggers"] += 1
+            self.triggers.append((self.high * 4096 + self.low, value // 256, value % 2))
         elif kind in (0x1, 0xB, 0xC, 0xD):
             self.counters["unknown_words"] += 1
 
@@ -102,6 +110,7 @@ WORD = st.one_of(
     word(0x4, st.integers(0, 0xFFF)),
     word(0x5, st.integers(0, 0xFFF)),
     word(0x6, st.integers(0, 0xFFF)),
+    word(0xA, st.integers(0, 0xFFF)),
     word(0x8, st.integers(0, 0xFFF) | st.integers(0, 12) | st.integers(0xFF0, 0xFFF)),
     st.integers(0, 0xFFFF),
 )
@@ -111,7 +120,7 @@ WORD = st.one_of(
 def test_equals_the_reference_across_packets(packets):
     """Also across losses (None), and with events, counters and state untouched by packets that are refused."""
     decoder, reference = make_decoder("evt3", WIDTH, HEIGHT), Reference()
-    decoded = []
+    decoded, edges = [], []
     for words in packets:
         if words is None:
             decoder.resynchronise()
@@ -124,9 +133,11 @@ def test_equals_the_reference_across_packets(packets):
             unknown = sum(w >> 12 in (0x1, 0xB, 0xC, 0xD) for w in words)
             assert unknown > 8 or any(w >> 12 in (0x2, 0x4, 0x5) for w in words)
             continue
+        edges += triggers_of(decoder.triggers)
         for w in words:
             reference.word(w)
     assert decoded == reference.events
+    assert edges == reference.triggers
     assert decoder.counters == reference.counters
 
 
@@ -255,6 +266,15 @@ def test_time_wraps(highs, expected):
     assert events.t.tolist() == [high * 4096 + 7 for high in expected]
 
 
+def test_triggers_have_the_time_of_the_words_before_them():
+    decoder = make_decoder("evt3", WIDTH, HEIGHT)
+    decoder.decode(payload_of([0xA101, 0x8001, 0xA101, 0x6002, 0xA701, 0x6003, 0xA200]))
+    assert triggers_of(decoder.triggers) == [(4098, 7, 1), (4099, 2, 0)]
+    assert decoder.counters["unsynchronised_triggers"] == 2
+    decoder.decode(payload_of([0x6004]))
+    assert len(decoder.triggers) == 0
+
+
 def test_low_time_is_zero_until_it_follows_a_new_high_time():
     words = [0x8001, 0x6FFF, 0x0003, 0x2005, 0x8002, 0x2006, 0x6004, 0x2007, 0x8002, 0x2008]
     events = make_decoder("evt3", WIDTH, HEIGHT).decode(payload_of(words))
@@ -295,6 +315,7 @@ def test_vendor_words_and_padding_are_skipped():
         "out_of_range_events": 0,
         "unknown_words": 1,
         "reserved_words": 51,
+        "unsynchronised_triggers": 0,
         "triggers": 1,
     }
 
