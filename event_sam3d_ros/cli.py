@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from event_sam3d_ros import __version__
-from event_sam3d_ros.errors import CheckpointError, EventSam3dError
+from event_sam3d_ros.errors import CheckpointError, EventSam3dError, RecordingWarning
 
 if TYPE_CHECKING:
     from event_sam3d_ros.recordings.files import Recording, Sample
@@ -25,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = options.command
     try:
-        command(options)
+        with warnings.catch_warnings():
+            _show_warnings(options.name)
+            command(options)
     except EventSam3dError as error:
         print(f"event-sam3d {options.name}: {error}", file=sys.stderr)
         return 1 if error.reason == "demo" else 2
@@ -38,6 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _show_warnings(name: str) -> None:
+    """What recordings have to say becomes a sentence, once; other warnings stay as they are."""
+    show = warnings.showwarning
+
+    def sentence(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, RecordingWarning):
+            print(f"event-sam3d {name}: warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, *rest, **named)
+
+    warnings.simplefilter("always", RecordingWarning)
+    warnings.showwarning = sentence
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="event-sam3d", description="3D objects from event cameras and blurry RGB frames."
@@ -45,13 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"event-sam3d {__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
-    convert = commands.add_parser("convert", help="turn a recording into a rosbag2 that the nodes can play")
-    convert.add_argument(
-        "input", type=Path, help="folder with events.txt, images.txt, calib.txt (and masks/), or a rosbag2"
-    )
-    convert.add_argument("output", type=Path, help="rosbag2 folder to write")
-    convert.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap", help="file format (%(default)s)")
+    convert = commands.add_parser("convert", help="turn a recording of any kind into a rosbag2 or HDF5")
+    _add_files(convert)
     convert.set_defaults(command=_convert)
+
+    cut = commands.add_parser("cut", help="take a piece of a recording by time, as a rosbag2 or HDF5")
+    _add_files(cut)
+    cut.add_argument("--start", type=float, default=0.0, metavar="S", help="seconds from the begin (%(default)s)")
+    cut.add_argument("--end", type=float, default=float("inf"), metavar="S", help="seconds from the begin (the end)")
+    cut.set_defaults(command=_cut)
 
     demo = commands.add_parser("demo", help="play a recording through the ROS 2 nodes and show what comes out")
     demo.add_argument(
@@ -62,13 +81,22 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
 
     info = commands.add_parser("info", help="show the installed model, or what a recording holds")
-    info.add_argument("path", type=Path, nargs="?", help="recording")
+    info.add_argument("path", type=Path, nargs="?", help="recording of any kind")
+    info.add_argument("--json", action="store_true", help="one JSON object, for other programs")
     info.set_defaults(command=_info)
 
     make = commands.add_parser("make-demo-bag", help="simulate the bundled recording anew")
     make.add_argument("output", type=Path, help="folder to write")
     make.set_defaults(command=_make_demo_bag)
     return parser
+
+
+def _add_files(command: argparse.ArgumentParser) -> None:
+    command.add_argument("input", type=Path, help="recording of any kind (docs/recordings.md)")
+    command.add_argument(
+        "output", type=Path, help="rosbag2 folder, or, with the ending .h5 or .hdf5, HDF5 file to write"
+    )
+    command.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap", help="of a rosbag2 (%(default)s)")
 
 
 def _rate(text: str) -> float:
@@ -83,26 +111,44 @@ def _rate(text: str) -> float:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from event_sam3d_ros.recordings.files import EcdFolder, open_recording, write_rosbag2
+    from event_sam3d_ros.recordings.files import open_recording
 
     recording = open_recording(options.input)
-    count = write_rosbag2(options.output, _with_progress(recording), storage=options.storage)
-    print(f"{count} messages written to {options.output}")
-    if isinstance(recording, EcdFolder) and recording.time_offset_ns:
+    _write(options, recording, _with_progress(recording, recording.samples()))
+
+
+def _cut(options: argparse.Namespace) -> None:
+    from event_sam3d_ros.recordings.files import open_recording
+    from event_sam3d_ros.recordings.summary import cut
+
+    recording = open_recording(options.input)
+    _write(options, recording, _with_progress(recording, cut(recording, options.start, options.end)))
+
+
+def _write(options: argparse.Namespace, recording: Recording, samples: Iterator[Sample]) -> None:
+    from event_sam3d_ros.recordings.event_file import EventFile
+    from event_sam3d_ros.recordings.files import write_rosbag2
+    from event_sam3d_ros.recordings.hdf5_writer import write_hdf5
+
+    if options.output.suffix in (".h5", ".hdf5"):
+        count, what = write_hdf5(options.output, samples), "samples"
+    else:
+        count, what = write_rosbag2(options.output, samples, storage=options.storage), "messages"
+    print(f"{count} {what} written to {options.output}")
+    if isinstance(recording, EventFile) and recording.time_offset_ns:
         print("all stamps are 1 s later than in the input: a ROS stamp of 0 would mean that there is none")
 
 
-def _with_progress(recording: Recording) -> Iterator[Sample]:
-    """The recording's samples, with a bar over its time."""
+def _with_progress(recording: Recording, samples: Iterator[Sample]) -> Iterator[Sample]:
+    """``samples`` of the recording, with a bar over how much of it is read."""
     from tqdm import tqdm
 
-    total = max(1e-9, (recording.end_ns - recording.start_ns) / 1e9)
-    layout = "{l_bar}{bar}| {n:.1f}/{total:.1f} s of recording [{elapsed}<{remaining}]"
-    with tqdm(total=total, desc="converting", bar_format=layout) as bar:
-        for sample in recording.samples():
+    layout = "{l_bar}{bar}| [{elapsed}<{remaining}]"
+    with tqdm(total=1.0, desc="converting", bar_format=layout) as bar:
+        for sample in samples:
             yield sample
-            bar.update(min(total, max(bar.n, (sample.receive_ns - recording.start_ns) / 1e9)) - bar.n)
-        bar.update(total - bar.n)
+            bar.update(max(0.0, min(1.0, recording.progress) - bar.n))
+        bar.update(1.0 - bar.n)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -115,7 +161,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     if options.path is not None:
-        _print_recording(options.path)
+        _print_recording(options.path, options.json)
         return
     from event_sam3d_ros.reconstructor import Reconstructor, find_weights
 
@@ -130,21 +176,28 @@ def _info(options: argparse.Namespace) -> None:
         print(f"{name}: {value}")
 
 
-def _print_recording(path: Path) -> None:
-    from event_sam3d_ros.recordings.files import EventChunk, Rosbag2Recording, open_recording
+def _print_recording(path: Path, as_json: bool) -> None:
+    import json
+
+    from event_sam3d_ros.recordings.files import Rosbag2Recording, open_recording
+    from event_sam3d_ros.recordings.summary import summarize
 
     recording = open_recording(path)
-    print(f"{recording.path}: {(recording.end_ns - recording.start_ns) / 1e9:.3f} s")
+    summary = summarize(recording)
+    if as_json:
+        print(json.dumps(summary.as_dict(), indent=2))
+        return
+    inferred = " (inferred)" if summary.geometry_inferred else ""
+    print(f"{summary.path}: {summary.duration_s:.3f} s, {summary.encoding or 'no events'}")
     if isinstance(recording, Rosbag2Recording):
         for topic, kind in sorted(recording.types.items()):
             print(f"{recording.counts[topic]:8d}  {topic}  {kind}")
-    events = 0
-    size = ""
-    for sample in recording.samples():
-        if isinstance(sample, EventChunk):
-            events += len(sample.events)
-            size = f", sensor {sample.width}x{sample.height}"
-    print(f"{events} events{size}, {recording.image_count} frames")
+    print(f"{summary.events} events, sensor {summary.width}x{summary.height}{inferred}, {summary.frames} frames")
+    if summary.events:
+        print(f"{summary.polarity_on} ON, times {summary.t_first_us} us to {summary.t_last_us} us")
+    for name in ("masks", "depths", "triggers", "imu", "poses"):
+        if count := getattr(summary, name):
+            print(f"{count} {name}")
 
 
 def _make_demo_bag(options: argparse.Namespace) -> None:

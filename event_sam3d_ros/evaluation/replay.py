@@ -99,8 +99,8 @@ def _messages(recording: Recording) -> Iterator[RawMessage]:
         return
     encode = SampleEncoder()
     for sample in recording.samples():
-        topic, kind, cdr = encode(sample)
-        yield RawMessage(topic, kind, sample.receive_ns, bytes(cdr))
+        for topic, kind, receive_ns, cdr in encode(sample):
+            yield RawMessage(topic, kind, receive_ns, bytes(cdr))
 
 
 class _Replay:

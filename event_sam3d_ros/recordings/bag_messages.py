@@ -15,14 +15,20 @@ from rosbags.typesys.store import Typestore
 
 from event_sam3d_ros.errors import InputError, RecordingError
 from event_sam3d_ros.pixels import pixels_from_bytes
-from event_sam3d_ros.recordings.samples import Calibration, Frame, Role
+from event_sam3d_ros.recordings.samples import Calibration, Frame, ImuChunk, Pose, Role
 
 EVENT_PACKET_TYPES = ("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray")
 DVS_TYPE = "dvs_msgs/msg/EventArray"
-EVENT_TYPES = (*EVENT_PACKET_TYPES, DVS_TYPE)
+# Field for field the same.
+DVS_TYPES = (DVS_TYPE, "prophesee_event_msgs/msg/EventArray", "dv_ros2_msgs/msg/EventArray")
+EVENT_TYPES = (*EVENT_PACKET_TYPES, *DVS_TYPES)
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
+IMU_TYPE = "sensor_msgs/msg/Imu"
+POSE_TYPE = "geometry_msgs/msg/PoseStamped"
+# Standard messages that samples are made of.
+STANDARD_TYPES = (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE, CAMERA_INFO_TYPE, IMU_TYPE, POSE_TYPE)
 
 # Field for field the message of event_camera_msgs: with it rosbags computes the same type hash as ROS 2 does.
 _EVENT_PACKET_FIELDS = """std_msgs/Header header
@@ -88,6 +94,62 @@ def decode_calibration(message: RawMessage) -> Calibration:
     )
 
 
+def decode_imu(message: RawMessage) -> ImuChunk:
+    """Imu -> ImuChunk of one measurement."""
+    if message.type != IMU_TYPE:
+        raise unsupported_type(message, IMU_TYPE)
+    imu = _deserialize(message)
+    stamp = _stamp(imu)
+    vectors = [np.array([[v.x, v.y, v.z]]) for v in (imu.linear_acceleration, imu.angular_velocity)]
+    return ImuChunk(stamp, message.receive_ns, imu.header.frame_id, np.array([stamp // 1000]), *vectors)
+
+
+def decode_pose(message: RawMessage) -> Pose:
+    """PoseStamped -> Pose."""
+    if message.type != POSE_TYPE:
+        raise unsupported_type(message, POSE_TYPE)
+    stamped = _deserialize(message)
+    p, q = stamped.pose.position, stamped.pose.orientation
+    position, orientation = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
+    return Pose(_stamp(stamped), message.receive_ns, stamped.header.frame_id, position, orientation)
+
+
+def encode_imu(chunk: ImuChunk, index: int) -> bytes | memoryview:
+    """One measurement of an ImuChunk -> the bytes of an Imu, stamped by its distance to the chunk's first."""
+    seconds, nanoseconds = divmod(imu_stamp_ns(chunk, index), 1_000_000_000)
+    stamp = _message("builtin_interfaces/msg/Time")(sec=seconds, nanosec=nanoseconds)
+    unknown = np.zeros(9)
+    unknown[0] = -1.0  # REP 145: there is no orientation
+    message = _message(IMU_TYPE)(
+        header=_message("std_msgs/msg/Header")(stamp=stamp, frame_id=chunk.frame_id),
+        orientation=_message("geometry_msgs/msg/Quaternion")(x=0.0, y=0.0, z=0.0, w=1.0),
+        orientation_covariance=unknown,
+        angular_velocity=_vector("Vector3", chunk.angular_velocity[index]),
+        angular_velocity_covariance=np.zeros(9),
+        linear_acceleration=_vector("Vector3", chunk.acceleration[index]),
+        linear_acceleration_covariance=np.zeros(9),
+    )
+    return _serialize(message, IMU_TYPE)
+
+
+def imu_stamp_ns(chunk: ImuChunk, index: int) -> int:
+    """ROS stamp of one measurement: the chunk's is that of its first."""
+    return chunk.stamp_ns + int(chunk.t[index] - chunk.t[0]) * 1000
+
+
+def encode_pose(pose: Pose) -> bytes | memoryview:
+    """Pose -> the bytes of a PoseStamped."""
+    x, y, z, w = (float(value) for value in pose.orientation)
+    orientation = _message("geometry_msgs/msg/Quaternion")(x=x, y=y, z=z, w=w)
+    inner = _message("geometry_msgs/msg/Pose")(position=_vector("Point", pose.position), orientation=orientation)
+    return _serialize(_message(POSE_TYPE)(header=_header(pose), pose=inner), POSE_TYPE)
+
+
+def _vector(kind: str, values: NDArray[Any]) -> Any:
+    x, y, z = (float(value) for value in values)
+    return _message(f"geometry_msgs/msg/{kind}")(x=x, y=y, z=z)
+
+
 def encode_frame(frame: Frame) -> bytes | memoryview:
     """Frame -> the bytes of an Image."""
     encoding = _frame_encoding(frame)
@@ -140,7 +202,7 @@ def encode_calibration(calibration: Calibration) -> bytes | memoryview:
     return _serialize(message, CAMERA_INFO_TYPE)
 
 
-def _header(sample: Frame | Calibration) -> Any:
+def _header(sample: Frame | Calibration | Pose) -> Any:
     seconds, nanoseconds = divmod(sample.stamp_ns, 1_000_000_000)
     stamp = _message("builtin_interfaces/msg/Time")(sec=seconds, nanosec=nanoseconds)
     return _message("std_msgs/msg/Header")(stamp=stamp, frame_id=sample.frame_id)

@@ -3,15 +3,16 @@
     events.txt (or events_chunk.txt)   t x y p          seconds, pixels, 0 or 1; by ascending time
     images.txt                         t path           seconds, path from the folder
     calib.txt                          fx fy cx cy k1 k2 p1 p2 k3
+    groundtruth.txt                    optional t x y z qx qy qz qw: the camera's poses
     masks/<name of the image>.png      optional label image of that frame, 0 = no object
 
-The camera poses of groundtruth.txt have no use here and are left alone. Stamps of images are taken as they are.
+Stamps of images are taken as they are.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -20,22 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import RecordingError
-from event_sam3d_ros.events.events import Events, concatenate
-from event_sam3d_ros.recordings.samples import Calibration, EventChunk, Frame, Sample
+from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.recordings.event_file import FRAME_ID, Block, EventFile
+from event_sam3d_ros.recordings.samples import Calibration, Frame, Pose, Sample
+from event_sam3d_ros.recordings.text import parse_events, refuse
 
 EVENT_FILES = ("events.txt", "events_chunk.txt")
-PACKET_US = 4000
-FRAME_ID = "camera_optical_frame"
 _BLOCK_LINES = 100_000
-_NS = 1_000_000_000
 
 
-class EcdFolder:
-    """A recording in the layout above. Memory: one block of 100,000 lines and one picture at a time.
+class EcdFolder(EventFile):
+    """A recording in the layout above. Memory: one block of 100,000 lines and one picture at a time."""
 
-    Times below one second are moved on by exactly one second (``time_offset_ns``), for a ROS stamp of 0 means "not set"
-    and the window of the first frame begins before it.
-    """
+    encoding = "text"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,69 +41,78 @@ class EcdFolder:
         self._images = self._read_images()
         self._coefficients = self._read_calibration()
         first = self._read_image(0)
-        self.width, self.height = first.shape[1], first.shape[0]
-        self.time_offset_ns = _NS if self._images[0][0] < _NS else 0
-        self.start_ns = self._images[0][0] + self.time_offset_ns
-        self.end_ns = self._images[-1][0] + self.time_offset_ns
+        self._size = (first.shape[1], first.shape[0])
+        super().__init__(path)
         self.image_count = len(self._images)
+
+    def _said_size(self) -> tuple[int, int] | None:
+        return self._size
+
+    def _first_us(self) -> int:
+        return self._images[0][0] // 1000
+
+    @cached_property
+    def end_ns(self) -> int:
+        """Stamp of the last image."""
+        return self.stamp_ns(self._images[-1][0] // 1000)
 
     @staticmethod
     def recognises(path: Path) -> bool:
         """Whether the folder looks like this layout, complete or not."""
         return any((path / name).is_file() for name in (*EVENT_FILES, "images.txt", "calib.txt"))
 
-    def samples(self) -> Iterator[Sample]:
-        """All samples by ascending receive time. RecordingError names file and line of what can't be used."""
-        return heapq.merge(self._frames(), self._event_chunks(), key=lambda sample: sample.receive_ns)
+    def _others(self) -> list[Iterator[Sample]]:
+        return [self._frames(), self._poses()]
 
     def _frames(self) -> Iterator[Sample]:
         for index, (time_ns, image_path) in enumerate(self._images):
-            stamp = time_ns + self.time_offset_ns
+            stamp = self.stamp_ns(time_ns // 1000)
             yield self._calibration(stamp)
             yield Frame("image", stamp, stamp, FRAME_ID, self._read_image(index))
             mask_path = self.path / "masks" / image_path.name
             if mask_path.is_file():
                 yield Frame("mask", stamp, stamp, FRAME_ID, self._read_mask(mask_path))
 
-    def _event_chunks(self) -> Iterator[Sample]:
-        """Packets of 4 ms. An event packet is received with its last event."""
-        pending = Events.empty()
-        for block in self._event_blocks():
-            pending = concatenate([pending, block])
-            packet = pending.t // PACKET_US
-            cuts = np.flatnonzero(np.diff(packet)) + 1
-            for begin, end in zip([0, *cuts[:-1]], cuts, strict=False):
-                yield self._chunk(pending[int(begin) : int(end)])
-            pending = pending[int(cuts[-1]) :] if len(cuts) else pending
-        if len(pending):
-            yield self._chunk(pending)
+    def _poses(self) -> Iterator[Sample]:
+        file = self.path / "groundtruth.txt"
+        if not file.is_file():
+            return
+        with file.open(errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    values = np.array([float(word) for word in line.split()])
+                except ValueError:
+                    values = np.empty(0)
+                if len(values) != 8 or not np.isfinite(values).all():
+                    wanted = "'t x y z qx qy qz qw'"
+                    raise _error(f"{file}:{number}: expected {wanted}, found {line.strip()[:60]!r}", "bad_columns")
+                stamp = self.stamp_ns(round(values[0] * 1e6))
+                yield Pose(stamp, stamp, FRAME_ID, values[1:4], values[4:])
 
-    def _chunk(self, events: Events) -> EventChunk:
-        first, last = int(events.t[0]) * 1000, int(events.t[-1]) * 1000
-        return EventChunk(first, last, FRAME_ID, self.width, self.height, events)
-
-    def _event_blocks(self) -> Iterator[Events]:
-        previous = -1
-        with self._event_file.open(errors="replace") as file:
+    def _blocks(self) -> Iterator[Block]:
+        previous = -1.0
+        size = self._event_file.stat().st_size
+        with self._event_file.open("rb") as file:
             number = 1
-            while lines := list(islice(file, _BLOCK_LINES)):
-                columns = _parse_events(lines, number, self._event_file)
+            while lines := [line.decode(errors="replace") for line in islice(file, _BLOCK_LINES)]:
+                columns = parse_events(lines, number, self._event_file)
                 self._check_events(columns, previous, number)
                 seconds, x, y, p = columns.T
-                t = np.rint(seconds * 1e6).astype(np.int64) + self.time_offset_ns // 1000
-                yield Events(t, x.astype(np.uint16), y.astype(np.uint16), p.astype(np.uint8))
+                t = np.rint(seconds * 1e6).astype(np.int64)
+                yield Events(t, x.astype(np.uint16), y.astype(np.uint16), p.astype(np.uint8)), None
                 previous = seconds[-1]
                 number += len(lines)
+                self.progress = file.tell() / size
 
     def _check_events(self, columns: NDArray[np.float64], previous: float, number: int) -> None:
         seconds, x, y, p = columns.T
         where = self._event_file
         whole = (x == np.floor(x)) & (y == np.floor(y))
         inside = whole & (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
-        _refuse(~inside, number, where, f"the pixel is outside the {self.width}x{self.height} images")
-        _refuse((p != 0) & (p != 1), number, where, "the polarity is neither 0 nor 1")
-        _refuse(~np.isfinite(seconds) | (seconds < 0), number, where, "the time is not a number of seconds from 0 on")
-        _refuse(np.diff(seconds, prepend=previous) < 0, number, where, "the time runs backwards")
+        refuse(~inside, number, where, f"the pixel is outside the {self.width}x{self.height} images")
+        refuse((p != 0) & (p != 1), number, where, "the polarity is neither 0 nor 1")
+        refuse(~np.isfinite(seconds) | (seconds < 0), number, where, "the time is not a number of seconds from 0 on")
+        refuse(np.diff(seconds, prepend=previous) < 0, number, where, "the time runs backwards")
 
     def _calibration(self, stamp_ns: int) -> Calibration:
         fx, fy, cx, cy = self._coefficients[:4]
@@ -170,30 +177,6 @@ class EcdFolder:
         if not (self.path / name).is_file():
             raise _error(f"{self.path} has no {name} ({content})", "missing_file")
         return self.path / name
-
-
-def _parse_events(lines: list[str], number: int, file: Path) -> NDArray[np.float64]:
-    """(N, 4) float64 of a block that starts at line ``number``; the slow search runs only when the fast one fails."""
-    try:
-        columns = np.loadtxt(lines, dtype=np.float64, ndmin=2, comments=None)
-    except ValueError:
-        columns = np.empty((0, 0))
-    if columns.shape == (len(lines), 4):
-        return columns
-    for offset, line in enumerate(lines):
-        words = line.split()
-        try:
-            good = len([float(word) for word in words]) == 4
-        except ValueError:
-            good = False
-        if not good:
-            raise _error(f"{file}:{number + offset}: expected 't x y p', found {line.strip()[:60]!r}", "bad_columns")
-    raise _error(f"{file}:{number}: the columns can't be read as 't x y p'", "bad_columns")
-
-
-def _refuse(bad: NDArray[np.bool_], number: int, file: Path, problem: str) -> None:
-    if bad.any():
-        raise _error(f"{file}:{number + int(np.argmax(bad))}: {problem}", "bad_event")
 
 
 def _error(message: str, reason: str) -> RecordingError:

@@ -1,39 +1,86 @@
-"""Opens a recording of whatever kind: a rosbag2 (mcap or sqlite3), or a folder of text files and pictures."""
+"""Opens a recording of whatever kind: by its content first, then by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.recordings import aedat2, aedat4, es, hdf5, rosbag1
 from event_sam3d_ros.recordings.ecd import EcdFolder
+from event_sam3d_ros.recordings.npz import NpzFile
+from event_sam3d_ros.recordings.prophesee import DatFile, RawFile, is_raw, read_header
 from event_sam3d_ros.recordings.rosbag2 import Rosbag2Recording, write_rosbag2
-from event_sam3d_ros.recordings.samples import Calibration, EventChunk, Frame, Sample, Topics
+from event_sam3d_ros.recordings.samples import (
+    Calibration,
+    EventChunk,
+    Frame,
+    ImuChunk,
+    Pose,
+    Sample,
+    Topics,
+    TriggerChunk,
+)
+from event_sam3d_ros.recordings.text import TextFile
 
 __all__ = [
     "Calibration",
     "EcdFolder",
     "EventChunk",
     "Frame",
+    "ImuChunk",
+    "Pose",
     "Recording",
     "Rosbag2Recording",
     "Sample",
     "Topics",
+    "TriggerChunk",
     "open_recording",
     "open_rosbag2",
     "write_rosbag2",
 ]
 
 _BAG_FILES = (".mcap", ".db3")
+_BAG_MAGIC = {b"\x89MCAP0\r\n": ".mcap", b"SQLite format 3\0": ".db3"}
+_MAGIC: dict[bytes, Callable[[Path], Recording]] = {
+    aedat2.MAGIC: aedat2.Aedat2File,
+    aedat4.MAGIC: aedat4.Aedat4File,
+    es.MAGIC: es.EsFile,
+    hdf5.MAGIC: hdf5.open_hdf5,
+    rosbag1.MAGIC: rosbag1.Rosbag1Recording,
+    b"PK\x03\x04": NpzFile,
+}
 
 
 class Recording(Protocol):
-    """What every kind of recording offers: its samples in time order with bounded memory, and its bounds in time."""
+    """What every kind of recording offers: its samples in time order with bounded memory, and what is known of it.
+
+    ``start_ns``, ``end_ns``: receive times of the first and the last sample (to know the last, some files are read
+    once); ``width``, ``height``: the event sensor, ``geometry_inferred`` where the file does not say it; ``encoding``:
+    how the events are kept; ``progress``: share of it, 0 to 1, that the latest `samples` has read.
+    """
 
     path: Path
-    start_ns: int
-    end_ns: int
+    progress: float
+
+    @property
+    def start_ns(self) -> int: ...
+
+    @property
+    def end_ns(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def geometry_inferred(self) -> bool: ...
+
+    @property
+    def encoding(self) -> str: ...
 
     @property
     def image_count(self) -> int: ...
@@ -44,9 +91,45 @@ class Recording(Protocol):
 def open_recording(path: str | Path) -> Recording:
     """Opens ``path``. RecordingError if it is missing, of unknown kind or damaged."""
     path = Path(path).expanduser()
-    if path.is_dir() and not (path / "metadata.yaml").is_file() and EcdFolder.recognises(path):
-        return EcdFolder(path)
-    return open_rosbag2(path)
+    if path.is_dir():
+        is_text = not (path / "metadata.yaml").is_file() and EcdFolder.recognises(path)
+        return EcdFolder(path) if is_text else open_rosbag2(path)
+    if not path.exists():
+        raise RecordingError(f"{path} does not exist", reason="no_recording")
+    with path.open("rb") as file:
+        begin = file.read(16)
+        file.seek(0)
+        header = read_header(file)
+    for magic, suffix in _BAG_MAGIC.items():
+        if begin.startswith(magic):
+            if path.suffix != suffix:
+                raise RecordingError(f"{path} is a rosbag2: name it *{suffix}", reason="unknown_recording")
+            return open_rosbag2(path)
+    for magic, kind in _MAGIC.items():
+        if begin.startswith(magic):
+            return kind(path)
+    if begin.startswith(b"#!AER-DAT"):
+        raise RecordingError(
+            f"{path} is an {begin[2:12].decode(errors='replace')}; AEDAT 2.0 and 4.0 can be read",
+            reason="unknown_encoding",
+        )
+    if header or path.suffix in (".raw", ".dat"):
+        return RawFile(path) if is_raw(header) or path.suffix == ".raw" else DatFile(path)
+    if path.suffix in (".aedat", ".aedat2"):
+        return aedat2.Aedat2File(path)
+    if TextFile.recognises(path):
+        return TextFile(path)
+    if path.suffix in _BAG_FILES:
+        return open_rosbag2(path)
+    raise RecordingError(
+        f"{path} is of no kind that can be read: its content is none of {_KINDS}", reason="unknown_recording"
+    )
+
+
+_KINDS = (
+    "rosbag2, ROS 1 bag, Prophesee RAW, DAT or HDF5, AEDAT 2 or 4, Event Stream, MVSEC, DSEC, npz with x, y, t, p, "
+    "or lines 't x y p'"
+)
 
 
 def open_rosbag2(path: str | Path) -> Rosbag2Recording:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
+from rosbags.rosbag2.reader import DirectoryReader
 
 from event_sam3d_ros.errors import EventSam3dError, RecordingError
 from event_sam3d_ros.events.codecs import (
@@ -24,40 +26,100 @@ from event_sam3d_ros.events.codecs import (
     make_encoder,
     parse_event_packet_cdr,
 )
+from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.recordings.bag_messages import (
     CAMERA_INFO_TYPE,
-    DVS_TYPE,
+    DVS_TYPES,
     EVENT_PACKET_TYPES,
     EVENT_TYPES,
     IMAGE_TYPE,
+    IMU_TYPE,
+    POSE_TYPE,
     RawMessage,
     decode_calibration,
     decode_frame,
+    decode_imu,
+    decode_pose,
     encode_calibration,
     encode_frame,
+    encode_imu,
+    encode_pose,
+    imu_stamp_ns,
     typestore,
     unsupported_type,
 )
-from event_sam3d_ros.recordings.samples import EventChunk, Frame, Role, Sample, Topics
+from event_sam3d_ros.recordings.samples import (
+    Calibration,
+    EventChunk,
+    Frame,
+    ImuChunk,
+    Role,
+    Sample,
+    Topics,
+    TriggerChunk,
+)
 
 _EVENT_DEPTH, _IMAGE_DEPTH = 1000, 5
+_EVT3_WRAP_US, _EVT3_PIXELS = 1 << 24, 2048
 
 
 class Rosbag2Recording:
     """A rosbag2 folder, or one .mcap or .db3 file. Messages are read one at a time, as often as wanted.
 
     ``types``: topic -> message type; ``counts``: topic -> number of messages; ``start_ns``, ``end_ns``: first and last
-    receive time; ``topics``: which topic carries what.
+    receive time; ``topics``: which topic carries what; ``progress``: share of the messages that the latest reading has
+    passed.
     """
+
+    geometry_inferred = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _translated(path), Reader(path) as reader:
+        self.progress = 0.0
+        with _translated(path), self._reader() as reader:
             self.types: dict[str, str] = {c.topic: c.msgtype for c in reader.connections}
             self.counts: dict[str, int] = {c.topic: c.msgcount for c in reader.connections}
-            self.start_ns, self.end_ns = reader.start_time, reader.end_time - 1
             self._message_count = reader.message_count
+            # A bag without messages begins at the end of all time.
+            self.start_ns = reader.start_time if self._message_count else 0
+            self.end_ns = reader.end_time - 1 if self._message_count else 0
         self.topics = self._find_topics()
+
+    def _reader(self) -> Any:
+        return _Reader(self.path)
+
+    def _cdr(self, raw: bytes, kind: str) -> bytes:
+        """The bytes of a message as ROS 2 has them on the wire."""
+        return bytes(raw)
+
+    @cached_property
+    def _geometry(self) -> tuple[str, int, int]:
+        """Encoding, width and height of the first event message."""
+        for message in self.raw_messages():
+            if message.topic != self.topics.events:
+                continue
+            if message.type in EVENT_PACKET_TYPES:
+                packet = parse_event_packet_cdr(message.cdr)
+                return packet.encoding, packet.width, packet.height
+            if message.type in DVS_TYPES:
+                _, width, height, _ = decode_dvs_event_array_cdr(message.cdr)
+                return message.type.split("/")[0], width, height
+        return "", 0, 0
+
+    @property
+    def encoding(self) -> str:
+        """Encoding of the event packets, or the package of the event message; empty without events."""
+        return self._geometry[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of the event sensor, 0 without events."""
+        return self._geometry[1]
+
+    @property
+    def height(self) -> int:
+        """Rows of the event sensor, 0 without events."""
+        return self._geometry[2]
 
     @property
     def image_count(self) -> int:
@@ -67,10 +129,12 @@ class Rosbag2Recording:
     def raw_messages(self) -> Iterator[RawMessage]:
         """All messages by receive time, as they are. RecordingError if the bag is damaged or ends too early."""
         count = 0
-        with _translated(self.path), Reader(self.path) as reader:
-            for connection, receive_ns, cdr in reader.messages():
-                yield RawMessage(connection.topic, connection.msgtype, receive_ns, bytes(cdr))
+        with _translated(self.path), self._reader() as reader:
+            for connection, receive_ns, raw in reader.messages():
+                cdr = self._cdr(raw, connection.msgtype)
+                yield RawMessage(connection.topic, connection.msgtype, receive_ns, cdr)
                 count += 1
+                self.progress = count / max(1, self._message_count)
         if count != self._message_count:
             raise RecordingError(
                 f"{self.path} announces {self._message_count} messages, but {count} can be read: it is damaged",
@@ -89,27 +153,46 @@ class Rosbag2Recording:
 
     def samples(self) -> Iterator[Sample]:
         """The samples of the known topics by receive time; a message that cannot be understood is an error."""
-        decode_events = _EventTopic()
         roles: dict[str, Role] = {self.topics.image: "image", self.topics.mask: "mask", self.topics.depth: "depth"}
+        decoders: dict[str, Callable[[RawMessage], list[Sample]]] = {
+            self.topics.events: _EventTopic(),
+            self.topics.triggers: _EventTopic(),
+            self.topics.camera_info: lambda message: [decode_calibration(message)],
+            self.topics.imu: lambda message: [decode_imu(message)],
+            self.topics.pose: lambda message: [decode_pose(message)],
+        }
         for message in self.raw_messages():
-            if message.topic == self.topics.events:
-                chunk = decode_events(message)
-                if chunk is not None:
-                    yield chunk
-            elif message.topic in roles:
+            if message.topic in roles:
                 yield decode_frame(message, roles[message.topic])
-            elif message.topic == self.topics.camera_info:
-                yield decode_calibration(message)
+            elif message.topic in decoders:
+                yield from decoders[message.topic](message)
 
     def _find_topics(self) -> Topics:
-        """Default names; events by their type and images also compressed, where the default name is not in the bag."""
+        """Default names where the bag has them; else the first topic of the right type, for images only the compressed
+        one of the default name."""
         default = Topics()
-        events, image = default.events, default.image
-        if events not in self.types:
-            events = next((name for name, kind in self.types.items() if kind in EVENT_TYPES), events)
+
+        def named(name: str, *kinds: str) -> str:
+            return name if name in self.types else next((t for t, kind in self.types.items() if kind in kinds), name)
+
+        image = default.image
         if image not in self.types and f"{image}/compressed" in self.types:
             image = f"{image}/compressed"
-        return Topics(events=events, image=image)
+        events = named(default.events, *EVENT_TYPES)
+        return Topics(events=events, image=image, imu=named(default.imu, IMU_TYPE), pose=named(default.pose, POSE_TYPE))
+
+
+class _FolderReader(DirectoryReader):
+    """Reads a folder also where its metadata do not name the storage, as some writers leave it: the files tell."""
+
+    def __init__(self, path: Any) -> None:
+        super().__init__(path)
+        kind = "sqlite3" if any(path.glob("*.db3*")) else "mcap"
+        self.STORAGE_PLUGINS = {**DirectoryReader.STORAGE_PLUGINS, "": DirectoryReader.STORAGE_PLUGINS[kind]}
+
+
+class _Reader(Reader):
+    STORAGE_PLUGINS = {**Reader.STORAGE_PLUGINS, "dir": _FolderReader}
 
 
 def write_rosbag2(
@@ -120,8 +203,8 @@ def write_rosbag2(
 ) -> int:
     """Writes ``samples`` (by ascending receive time) as a new rosbag2 folder and returns the number of messages.
 
-    Events become EventPackets of encoding evt3, mcap chunks are compressed by zstd. A folder that exists is refused
-    (RecordingError); on any error nothing is left behind.
+    Events become EventPackets of encoding evt3, or of libcaer where evt3 can't tell their times or pixels; mcap chunks
+    are compressed by zstd. A folder that exists is refused (RecordingError); on any error nothing is left behind.
     """
     if path.exists():
         raise RecordingError(f"{path} exists already: remove it or choose another name", reason="output_exists")
@@ -135,17 +218,17 @@ def write_rosbag2(
             connections: dict[str, Any] = {}
             count = 0
             for sample in samples:
-                topic, kind, cdr = encode(sample)
-                if topic not in connections:
-                    qos = _qos(QosReliability.BEST_EFFORT, _EVENT_DEPTH) if kind in EVENT_TYPES else None
-                    connections[topic] = writer.add_connection(
-                        topic,
-                        kind,
-                        typestore=typestore(),
-                        offered_qos_profiles=[qos or _qos(QosReliability.RELIABLE, _IMAGE_DEPTH)],
-                    )
-                writer.write(connections[topic], sample.receive_ns, cdr)
-                count += 1
+                for topic, kind, receive_ns, cdr in encode(sample):
+                    if topic not in connections:
+                        qos = _qos(QosReliability.BEST_EFFORT, _EVENT_DEPTH) if kind in EVENT_TYPES else None
+                        connections[topic] = writer.add_connection(
+                            topic,
+                            kind,
+                            typestore=typestore(),
+                            offered_qos_profiles=[qos or _qos(QosReliability.RELIABLE, _IMAGE_DEPTH)],
+                        )
+                    writer.write(connections[topic], receive_ns, cdr)
+                    count += 1
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
@@ -157,56 +240,98 @@ class _EventTopic:
 
     def __init__(self) -> None:
         self._decoder: Decoder | None = None
-        self._key: tuple[str, int, int] | None = None
+        self._key: tuple[str, int, int, bool] | None = None
 
-    def __call__(self, message: RawMessage) -> EventChunk | None:
-        """None for a message without events."""
-        if message.type == DVS_TYPE:
+    def __call__(self, message: RawMessage) -> list[Sample]:
+        """Events and triggers of a message, where it has any."""
+        receive_ns = message.receive_ns
+        if message.type in DVS_TYPES:
             _, width, height, events = decode_dvs_event_array_cdr(message.cdr)
-            if not len(events):
-                return None
             # These events carry ROS time, whatever the header's stamp is: their packet counts as stamped by the first.
-            return EventChunk(int(events.t[0]) * 1000, message.receive_ns, "", width, height, events)
+            stamp_ns = int(events.t[0]) * 1000 if len(events) else 0
+            return [EventChunk(stamp_ns, receive_ns, "", width, height, events)] if len(events) else []
         if message.type not in EVENT_PACKET_TYPES:
             raise unsupported_type(message, f"one of {', '.join(EVENT_TYPES)}")
         packet = parse_event_packet_cdr(message.cdr)
-        key = (packet.encoding, packet.width, packet.height)
+        key = (packet.encoding, packet.width, packet.height, packet.is_bigendian)
         if key != self._key or self._decoder is None:
             self._decoder, self._key = make_decoder(*key), key
         events = self._decoder.decode(packet.payload, packet.time_base)
-        if not len(events):
-            return None
-        return EventChunk(packet.stamp_ns, message.receive_ns, packet.frame_id, packet.width, packet.height, events)
+        triggers = self._decoder.triggers
+        samples: list[Sample] = []
+        if len(events):
+            size = packet.width, packet.height
+            samples.append(EventChunk(packet.stamp_ns, receive_ns, packet.frame_id, *size, events))
+        if len(triggers):
+            samples.append(TriggerChunk(packet.stamp_ns, receive_ns, packet.frame_id, triggers))
+        return samples
+
+
+Message = tuple[str, str, int, bytes | memoryview]
 
 
 class SampleEncoder:
-    """Samples -> (topic, type, CDR), events as EventPackets of encoding evt3, which it numbers."""
+    """Samples -> messages (topic, type, receive time, CDR); it numbers the EventPackets."""
 
     def __init__(self) -> None:
         self._topics = Topics()
         self._encoder: Any = None
-        self._sequence = 0
+        self._encoding = "evt3"
+        self._last_us = 0
+        self._sequence = {"events": 0, "triggers": 0}
 
-    def __call__(self, sample: Sample) -> tuple[str, str, bytes | memoryview]:
+    def __call__(self, sample: Sample) -> list[Message]:
+        if isinstance(sample, ImuChunk):
+            return [self._imu(sample, i) for i in range(len(sample.t))]
         if isinstance(sample, EventChunk):
-            return self._topics.events, EVENT_PACKET_TYPES[0], self._events(sample)
+            return [(self._topics.events, EVENT_PACKET_TYPES[0], sample.receive_ns, self._events(sample))]
+        if isinstance(sample, TriggerChunk):
+            return [(self._topics.triggers, EVENT_PACKET_TYPES[0], sample.receive_ns, self._triggers(sample))]
         if isinstance(sample, Frame):
-            return getattr(self._topics, sample.role), IMAGE_TYPE, encode_frame(sample)
-        return self._topics.camera_info, CAMERA_INFO_TYPE, encode_calibration(sample)
+            topic: str = getattr(self._topics, sample.role)
+            return [(topic, IMAGE_TYPE, sample.receive_ns, encode_frame(sample))]
+        if isinstance(sample, Calibration):
+            return [(self._topics.camera_info, CAMERA_INFO_TYPE, sample.receive_ns, encode_calibration(sample))]
+        return [(self._topics.pose, POSE_TYPE, sample.receive_ns, encode_pose(sample))]
+
+    def _imu(self, chunk: ImuChunk, i: int) -> Message:
+        receive_ns = chunk.receive_ns + imu_stamp_ns(chunk, i) - imu_stamp_ns(chunk, len(chunk.t) - 1)
+        return self._topics.imu, IMU_TYPE, receive_ns, encode_imu(chunk, i)
 
     def _events(self, chunk: EventChunk) -> bytes:
+        first_us, last_us = int(chunk.events.t[0]), int(chunk.events.t[-1])
+        # evt3 begins with 24 bits of time, goes only forward from there, and has 11 bits for a coordinate.
+        fits = self._last_us <= first_us and max(chunk.width, chunk.height) <= _EVT3_PIXELS
+        if self._encoding == "evt3" and not (fits and (self._encoder or first_us < _EVT3_WRAP_US)):
+            self._encoding, self._encoder = "libcaer", None
         if self._encoder is None:
-            self._encoder = make_encoder("evt3", chunk.width, chunk.height)
+            self._encoder = make_encoder(self._encoding, chunk.width, chunk.height)
+        self._last_us = last_us
         payload, time_base = self._encoder.encode(chunk.events)
-        self._sequence += 1
+        return self._packet("events", chunk, (chunk.width, chunk.height), self._encoding, payload, time_base)
+
+    def _triggers(self, chunk: TriggerChunk) -> bytes:
+        payload, time_base = make_encoder("trigger", 1, 1).encode(Events.empty(), chunk.triggers)
+        return self._packet("triggers", chunk, (1, 1), "trigger", payload, time_base)
+
+    def _packet(
+        self,
+        kind: Literal["events", "triggers"],
+        chunk: EventChunk | TriggerChunk,
+        size: tuple[int, int],
+        encoding: str,
+        payload: bytes,
+        time_base: int,
+    ) -> bytes:
+        self._sequence[kind] += 1
         return encode_event_packet_cdr(
             stamp_ns=chunk.stamp_ns,
             frame_id=chunk.frame_id,
-            width=chunk.width,
-            height=chunk.height,
-            seq=self._sequence - 1,
+            width=size[0],
+            height=size[1],
+            seq=self._sequence[kind] - 1,
             time_base=time_base,
-            encoding="evt3",
+            encoding=encoding,
             payload=payload,
         )
 

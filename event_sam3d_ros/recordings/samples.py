@@ -1,4 +1,5 @@
-"""What a recording consists of, decoded: event chunks, pictures and camera calibrations, each with its times.
+"""What a recording consists of, decoded: events, triggers, pictures, inertial measurements, calibrations and poses,
+each with its times.
 
 Two times stand on every sample: ``stamp_ns``, the moment that it describes (the message's header), and ``receive_ns``,
 the moment at which a computer had it. Samples of a recording come in the order of the second; computing uses the first.
@@ -12,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.events import Events, Triggers
 
 Role = Literal["image", "mask", "depth"]
 
@@ -26,6 +27,9 @@ class Topics:
     camera_info: str = "/camera/camera_info"
     mask: str = "/camera/mask"
     depth: str = "/camera/depth"
+    triggers: str = "/event_camera/triggers"
+    imu: str = "/event_camera/imu"
+    pose: str = "/camera/pose"
 
 
 @dataclass(frozen=True)
@@ -71,4 +75,38 @@ class Calibration:
     roi: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
-Sample: TypeAlias = EventChunk | Frame | Calibration
+@dataclass(frozen=True)
+class TriggerChunk:
+    """Edges at the camera's trigger inputs; ``triggers.t`` is on the sensor's clock, as the times of events are."""
+
+    stamp_ns: int
+    receive_ns: int
+    frame_id: str
+    triggers: Triggers
+
+
+@dataclass(frozen=True)
+class ImuChunk:
+    """N inertial measurements: ``t`` (N,) int64 us on the sensor's clock, ``acceleration`` (N, 3) m/s^2 and
+    ``angular_velocity`` (N, 3) rad/s, both float64 in the axes of ``frame_id``."""
+
+    stamp_ns: int
+    receive_ns: int
+    frame_id: str
+    t: NDArray[np.int64]
+    acceleration: NDArray[np.float64]
+    angular_velocity: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """The camera in the world: ``position`` (3,) metres, ``orientation`` (4,) quaternion x y z w."""
+
+    stamp_ns: int
+    receive_ns: int
+    frame_id: str
+    position: NDArray[np.float64]
+    orientation: NDArray[np.float64]
+
+
+Sample: TypeAlias = EventChunk | TriggerChunk | Frame | Calibration | ImuChunk | Pose

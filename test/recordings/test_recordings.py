@@ -13,7 +13,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr
-from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.events import Events, Triggers
 from event_sam3d_ros.events.windows import EventWindows, WindowSettings
 from event_sam3d_ros.recordings.bag_messages import DVS_TYPE, EVENT_PACKET_TYPES
 from event_sam3d_ros.recordings.files import (
@@ -21,7 +21,11 @@ from event_sam3d_ros.recordings.files import (
     EcdFolder,
     EventChunk,
     Frame,
+    ImuChunk,
+    Pose,
+    Sample,
     Topics,
+    TriggerChunk,
     open_recording,
     open_rosbag2,
     write_rosbag2,
@@ -33,10 +37,10 @@ SECOND = 1_000_000_000
 EVENT_PACKET_HASH = "RIHS01_d6fa176260b1f37e5a40845305315e150a0f18191241eb64f407442aa29844aa"
 
 
-def make_samples() -> list[EventChunk | Frame | Calibration]:
-    """Three packets, and two frames of each kind, in every dtype that can be written."""
+def make_samples() -> list[Sample]:
+    """Three packets, two frames of each kind in every dtype that can be written, and one sample of every other kind."""
     rng = np.random.default_rng(0)
-    samples: list[EventChunk | Frame | Calibration] = []
+    samples: list[Sample] = []
     for number in range(3):
         t = np.sort(rng.integers(0, 4000, 50)) + 4000 * number + 1_000_000
         x, y = rng.integers(0, WIDTH, 50).astype(np.uint16), rng.integers(0, HEIGHT, 50).astype(np.uint16)
@@ -55,6 +59,12 @@ def make_samples() -> list[EventChunk | Frame | Calibration]:
         samples.append(Frame(role, stamp, stamp + 500, "optical", data))
     K = np.array([[100.0, 0, 6], [0, 101.0, 4], [0, 0, 1]])
     samples.append(Calibration(3 * SECOND, 3 * SECOND, "optical", WIDTH, HEIGHT, K, np.array([0.1, -0.2, 0, 0, 0.3])))
+    edges = Triggers(np.array([3_100_000, 3_100_900]), np.array([0, 1], np.uint8), np.array([1, 0], np.uint8))
+    samples.append(TriggerChunk(31 * SECOND // 10, 31 * SECOND // 10 + 900_000, "optical", edges))
+    stamp = 32 * SECOND // 10
+    rates = np.array([[0.1, 0.2, -0.3]])
+    samples.append(ImuChunk(stamp, stamp, "optical", np.array([stamp // 1000]), 100 * rates, rates))
+    samples.append(Pose(stamp, stamp + 1, "optical", np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.6, 0.0, 0.8])))
     return samples
 
 
@@ -64,6 +74,9 @@ def assert_same(found: object, expected: object) -> None:
         other = getattr(found, name)
         if isinstance(value, Events):
             for field in "txyp":
+                np.testing.assert_array_equal(getattr(other, field), getattr(value, field))
+        elif isinstance(value, Triggers):
+            for field in ("t", "id", "p"):
                 np.testing.assert_array_equal(getattr(other, field), getattr(value, field))
         elif isinstance(value, np.ndarray):
             assert other.dtype == value.dtype
@@ -144,8 +157,10 @@ def test_what_is_no_recording_says_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match=r"events\.txt, images\.txt and calib\.txt"):
         open_recording(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(RecordingError, match="not a rosbag2 file"):
+    with pytest.raises(RecordingError, match="of no kind that can be read"):
         open_recording(tmp_path / "notes.txt")
+    with pytest.raises(RecordingError, match="not a rosbag2 file"):
+        open_rosbag2(tmp_path / "notes.txt")
     (tmp_path / "metadata.yaml").write_text("rosbag2_bagfile_information: {}")
     with pytest.raises(RecordingError, match="can't be read as a rosbag2"):
         open_recording(tmp_path)
@@ -216,12 +231,10 @@ def test_a_folder_gives_its_samples_on_one_clock(folder: Path) -> None:
     samples = list(recording.samples())
     assert [sample.receive_ns for sample in samples] == sorted(sample.receive_ns for sample in samples)
     events = [sample for sample in samples if isinstance(sample, EventChunk)]
-    # Seconds are rounded to microseconds; everything is one second later, since a ROS stamp of 0 means "not set".
-    assert np.concatenate([chunk.events.t for chunk in events]).tolist() == [
-        1_001_000, 1_003_999, 1_004_000, 1_004_100, 1_013_000
-    ]  # fmt: skip
+    # Seconds are rounded to microseconds; stamps are one second later, since a ROS stamp of 0 means "not set".
+    assert np.concatenate([chunk.events.t for chunk in events]).tolist() == [1000, 3999, 4000, 4100, 13000]
     assert [len(chunk.events) for chunk in events] == [2, 2, 1]
-    assert all(chunk.stamp_ns == int(chunk.events.t[0]) * 1000 for chunk in events)
+    assert all(chunk.stamp_ns == int(chunk.events.t[0]) * 1000 + SECOND for chunk in events)
     assert [(chunk.width, chunk.height) for chunk in events] == [(WIDTH, HEIGHT)] * 3
     frames = [(sample.role, sample.stamp_ns) for sample in samples if isinstance(sample, Frame)]
     assert frames == [("image", SECOND), ("image", SECOND + 10_000_000), ("mask", SECOND + 10_000_000)]

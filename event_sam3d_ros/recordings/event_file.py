@@ -1,0 +1,237 @@
+"""What all files of one event stream have in common: order in time, packets, the sensor's size, honest reports."""
+
+from __future__ import annotations
+
+import heapq
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from event_sam3d_ros.errors import RecordingError, RecordingWarning
+from event_sam3d_ros.events.events import Events, Triggers, concatenate
+from event_sam3d_ros.recordings.samples import EventChunk, Sample, TriggerChunk
+
+PACKET_US = 4000
+FRAME_ID = "camera_optical_frame"
+NS = 1_000_000_000
+# Bytes, or rows, that are read at once.
+BLOCK_BYTES = 1 << 18
+BLOCK_ROWS = 1 << 16
+
+# Sizes of the sensors that are or were sold, the smallest first.
+SENSORS = ((128, 128), (240, 180), (304, 240), (320, 240), (346, 260), (320, 320), (640, 480), (1280, 720), (1280, 800))
+# A time that steps back by more belongs to a clock that was started again, by less to events in disorder.
+_DISORDER_US = 10_000
+_PENDING_EVENTS = 4_000_000
+# As codec_base.check_packet has it: a few events outside the sensor are noise, half of them a wrong size.
+_FEW = 8
+_UNSIZED = 1 << 16
+
+Block = tuple[Events, Triggers | None]
+
+
+class EventFile(ABC):
+    """A file with one stream of events, read block by block, as often as wanted.
+
+    ``events.t`` of the samples is the file's own time in microseconds. Stamps are that time in nanoseconds, one second
+    later where the file begins before its first second, for a ROS stamp of 0 means "not set".
+    ``width``, ``height``: the sensor; ``geometry_inferred``: the file does not say them, they are those of the smallest
+    usual sensor that holds all events. ``progress``: share of the file that the latest `samples` has read.
+    """
+
+    encoding: str
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.progress = 0.0
+        self.image_count = 0
+        self._warned: set[str] = set()
+        said = self._said_size()
+        self.geometry_inferred = said is None
+        self.width, self.height = said or self._guessed_size()
+
+    def _said_size(self) -> tuple[int, int] | None:
+        """Width and height that the file says, if it does."""
+        return None
+
+    def _guessed_size(self) -> tuple[int, int]:
+        """That of the smallest usual sensor that holds all events. Reads the file once."""
+        self.width = self.height = _UNSIZED
+        x = y = 0
+        for events, _ in self._blocks():
+            if len(events):
+                x, y = max(x, int(events.x.max())), max(y, int(events.y.max()))
+        return next((size for size in SENSORS if x < size[0] and y < size[1]), (x + 1, y + 1))
+
+    @abstractmethod
+    def _blocks(self) -> Iterator[Block]:
+        """The stream in blocks of bounded size, in the file's order; keeps ``progress`` up to date."""
+
+    def _others(self) -> list[Iterator[Sample]]:
+        """Streams beside the events, each by ascending receive time."""
+        return []
+
+    def _first_us(self) -> int:
+        """The file's first time, microseconds."""
+        return next((int(events.t[0]) for events, _ in self._blocks() if len(events)), 0)
+
+    @cached_property
+    def time_offset_ns(self) -> int:
+        """What stamps are later than the file's times: one second, or nothing."""
+        return NS if self._first_us() < NS // 1000 else 0
+
+    @cached_property
+    def start_ns(self) -> int:
+        """Receive time of the first sample."""
+        return next((sample.receive_ns for sample in self.samples()), 0)
+
+    @cached_property
+    def end_ns(self) -> int:
+        """Receive time of the last sample; the file is read once to find it."""
+        last = self.start_ns
+        for sample in self.samples():
+            last = sample.receive_ns
+        return last
+
+    def samples(self) -> Iterator[Sample]:
+        """All samples by ascending receive time, unless the sensor's clock was started again on the way."""
+        self.progress = 0.0
+        yield from heapq.merge(self._packets(), *self._others(), key=lambda sample: sample.receive_ns)
+        self.progress = 1.0
+
+    def stamp_ns(self, t_us: int) -> int:
+        """ROS stamp of a time of the file."""
+        return t_us * 1000 + self.time_offset_ns
+
+    def warn(self, sentence: str) -> None:
+        """Say something about the file, once."""
+        if sentence not in self._warned:
+            self._warned.add(sentence)
+            warnings.warn(RecordingWarning(f"{self.path} {sentence}"), stacklevel=3)
+
+    def _packets(self) -> Iterator[Sample]:
+        """Packets of 4 ms on a fixed grid; they are received with their last event."""
+        events, triggers = Events.empty(), Triggers.empty()
+        outside = 0
+        for new, new_triggers in self._blocks():
+            inside = self._on_sensor(new)
+            outside += len(new) - len(inside)
+            events = concatenate([events, inside])
+            if new_triggers is not None and len(new_triggers):
+                triggers = _joined(triggers, new_triggers)
+            *finished, events = self._in_order(events)
+            for part in finished:
+                yield from self._cut(part, Triggers.empty())
+            until = (
+                max([int(part.t[-1]) for part in (events, triggers) if len(part)], default=0) // PACKET_US * PACKET_US
+            )
+            if len(events) > _PENDING_EVENTS:
+                until = int(events.t[-1]) + 1
+            n, m = int(np.searchsorted(events.t, until)), int(np.searchsorted(triggers.t, until))
+            yield from self._cut(events[:n], triggers[:m])
+            events, triggers = events[n:], triggers[m:]
+        yield from self._cut(events, triggers)
+        if outside:
+            self.warn(f"has {outside} events outside {self.width}x{self.height}: they were left out")
+
+    def _on_sensor(self, events: Events) -> Events:
+        inside = (events.x < self.width) & (events.y < self.height)
+        outside = len(events) - int(np.count_nonzero(inside))
+        if outside == 0:
+            return events
+        if outside > _FEW and 2 * outside > len(events):
+            raise RecordingError(
+                f"{self.path}: {outside} of {len(events)} events from {events.t[0]} us on are outside "
+                f"{self.width}x{self.height}: the file is damaged, or not of the kind it looks like",
+                reason="corrupt_recording",
+            )
+        return events[inside]
+
+    def _in_order(self, events: Events) -> list[Events]:
+        """``events`` cut where the clock was started again; small disorder is sorted."""
+        steps = np.diff(events.t)
+        if not np.any(steps < 0):
+            return [events]
+        restarts = [0, *(np.flatnonzero(steps < -_DISORDER_US) + 1).tolist(), len(events)]
+        if len(restarts) > 2:
+            i = restarts[1]
+            self.warn(
+                f"has times that run backwards, from {events.t[i - 1]} us to {events.t[i]} us: events are given in "
+                "the file's order there"
+            )
+        parts = [events[begin:end] for begin, end in zip(restarts[:-1], restarts[1:], strict=True)]
+        return [part[np.argsort(part.t, kind="stable")] for part in parts]
+
+    def _cut(self, events: Events, triggers: Triggers) -> list[Sample]:
+        samples: list[Sample] = []
+        for begin, end in _grid(events.t):
+            part = events[begin:end]
+            times = self.stamp_ns(int(part.t[0])), self.stamp_ns(int(part.t[-1]))
+            samples.append(EventChunk(*times, FRAME_ID, self.width, self.height, part))
+        for begin, end in _grid(triggers.t):
+            edges = triggers[begin:end]
+            times = self.stamp_ns(int(edges.t[0])), self.stamp_ns(int(edges.t[-1]))
+            samples.append(TriggerChunk(*times, FRAME_ID, edges))
+        return sorted(samples, key=lambda sample: sample.receive_ns) if len(triggers) else samples
+
+
+def _grid(t: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Begin and end of the packets in sorted times."""
+    begin = 0
+    while begin < len(t):
+        end = begin + int(np.searchsorted(t[begin:], (int(t[begin]) // PACKET_US + 1) * PACKET_US))
+        yield begin, end
+        begin = end
+
+
+def _joined(first: Triggers, second: Triggers) -> Triggers:
+    columns = [np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("t", "id", "p")]
+    order = np.argsort(columns[0], kind="stable")
+    return Triggers(*(column[order] for column in columns))
+
+
+def is_text(line: bytes) -> bool:
+    """Whether a line of a header is text, for data that follow a header can begin as its lines do."""
+    return line.endswith(b"\n") and line.isascii() and all(byte >= 0x20 or byte in b"\t\r\n" for byte in line)
+
+
+class Unwrapped32:
+    """Times of 32 bits made whole: microseconds that wrap after 71.6 minutes."""
+
+    def __init__(self) -> None:
+        self._loops, self._last = 0, 0
+
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.int64]:
+        if not len(raw):
+            return np.empty(0, np.int64)
+        t = raw.astype(np.int64)
+        loops = np.cumsum(np.diff(t, prepend=self._last) < -(1 << 31)) + self._loops
+        self._loops, self._last = int(loops[-1]), int(t[-1])
+        return t + (loops << 32)
+
+
+def events_from_columns(where: str, t: Any, x: Any, y: Any, p: Any) -> Events:
+    """Events of arrays in whatever types a file has: ``t`` float seconds or integer microseconds, ``p`` 0/1 or -1/1.
+
+    RecordingError that begins with ``where`` for pixels that no sensor has, other polarities and times that are none.
+    """
+    t, x, y, p = (np.asarray(column) for column in (t, x, y, p))
+    for name, bad in (
+        ("time", ~np.isfinite(t)),
+        ("pixel", (x < 0) | (x >= _UNSIZED) | (y < 0) | (y >= _UNSIZED)),
+        ("polarity", (p != 0) & (np.abs(p.astype(np.int16)) != 1)),
+    ):
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise RecordingError(
+                f"{where}: event {i} (t {t[i]}, x {x[i]}, y {y[i]}, p {p[i]}) has a bad {name}", reason="bad_event"
+            )
+    if t.dtype.kind == "f":
+        t = np.rint(t * 1e6)
+    return Events(t.astype(np.int64), x.astype(np.uint16), y.astype(np.uint16), (p > 0).astype(np.uint8))
