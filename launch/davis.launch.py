@@ -11,6 +11,7 @@ DEFAULTS = {
     "camera_info_topic": "/event_camera/camera_info",
     "mask_topic": "/event_camera/mask",
     "depth_topic": "/event_camera/depth",
+    "frame_clock": "sensor",  # libcaer_driver stamps images with sensor time, but event packets with the host's
 }
 
 

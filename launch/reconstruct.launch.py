@@ -9,7 +9,11 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 PACKAGE = "event_sam3d_ros"
-EVENT_TYPES = ["event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray", "dvs_msgs/msg/EventArray"]
+EVENT_TYPES = [
+    *("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray", "dvs_msgs/msg/EventArray"),
+    *("prophesee_event_msgs/msg/EventArray", "dv_ros2_msgs/msg/EventArray"),
+]
+WINDOW_MODES = ["frame", "continuous", "count"]
 BOOLEANS = ["true", "false"]
 
 
@@ -30,7 +34,8 @@ def generate_launch_description():
         argument("image_type", "raw", "sensor_msgs/Image or CompressedImage.", ["raw", "compressed"]),
         argument("depth_type", "image", "Image, PointCloud2 or no depth at all.", ["image", "points", "none"]),
         argument("input_mode", "fused", "What the network sees.", ["fused", "rgb", "events"]),
-        argument("window_mode", "frame", "Event windows around each frame, or back to back.", ["frame", "continuous"]),
+        argument("window_mode", "frame", "Windows around each frame, back to back, or of equal count.", WINDOW_MODES),
+        argument("frame_clock", "host", "What stamps the frames: as the packets, or the sensor.", ["host", "sensor"]),
         argument("model", "nano", "Name of an installed model, or path of a .safetensors file."),
         argument("device", "auto", "Where the network runs: auto, cpu, cuda, cuda:1 ..."),
         argument("autostart", "true", "Configure and activate the nodes by themselves.", BOOLEANS),
@@ -63,7 +68,7 @@ def generate_launch_description():
         "event_image_node",
         [
             value("event_image_params"),
-            {**shared, "event_type": value("event_type"), "window_mode": value("window_mode")},
+            {**shared, **{name: value(name) for name in ("event_type", "window_mode", "frame_clock")}},
         ],
         [("event_camera/events", value("events_topic")), *camera_topics],
         condition=UnlessCondition(EqualsSubstitution(value("input_mode"), "rgb")),

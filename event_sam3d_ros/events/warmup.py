@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.clock import SensorClock
 from event_sam3d_ros.events.codecs import (
     ENCODINGS,
     decode_dvs_event_array_cdr,
@@ -27,6 +29,10 @@ def warm_up() -> None:
         payload, time_base_ns = make_encoder(encoding, 1, 1).encode(one)
         make_decoder(encoding, 1, 1).decode(payload, time_base_ns)
     decode_dvs_event_array_cdr(encode_dvs_event_array_cdr(0, "", 1, 1, one))
+    buffer = EventBuffer(1, 1, 1 << 10)
+    buffer.append(one)
+    buffer.window(0, 1)
+    SensorClock().update(0, 0)
     tencode(one, 0, 1, 1, 1)
 
 

@@ -2,70 +2,66 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from event_sam3d_ros.errors import DecodeError, EventSam3dError, InputError
+from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.events.buffer import EventBuffer
-from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US, BackwardTimeError, SensorClock
-from event_sam3d_ros.events.codecs import (
-    Decoder,
-    EventPacketView,
-    decode_dvs_event_array_cdr,
-    make_decoder,
-    parse_event_packet_cdr,
-    parse_header_cdr,
-)
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.events.stream import PLAUSIBLE_NS, EventStream
 
-# A sensor's clock and its packets' stamps agree to a few ms; further apart they are not of one stream.
-_PLAUSIBLE_NS = 1_000_000_000
 _MAX_PENDING = 64
-_MAX_SIDE = 8192  # pixels; several times the largest event sensor
-_DVS = "dvs_msgs/msg/EventArray"
 
 
 @dataclass
 class WindowSettings:
-    """Windows in time: see the parameters of the same names; lengths in nanoseconds, waiting in seconds."""
+    """Which windows are cut; see the node's parameters of the same names. Lengths in nanoseconds, waiting in seconds.
 
+    mode         frame: one for the stamp of each frame. continuous: windows of one length, back to back. count: windows
+                 of ``events`` successive events each.
+    alignment    Where the stamp lies. centre, end: of a window of ``length_ns``. exposure: in the centre of the frame's
+                 exposure, which is the window; ``exposure_ns`` is that of all frames.
+    frame_clock  What the frames' stamps count from. host: as the packets' stamps. sensor: as the events' own times.
+    """
+
+    mode: Literal["frame", "continuous", "count"] = "frame"
     length_ns: int = 50_000_000
-    at_end: bool = False
+    events: int = 50_000
+    alignment: Literal["centre", "end", "exposure"] = "centre"
+    exposure_ns: int = 0
     exposure_offset_ns: int = 0
     max_wait_s: float = 0.1
+    frame_clock: Literal["host", "sensor"] = "host"
 
     def bounds(self, stamp_ns: int) -> tuple[int, int]:
-        """Half-open window in ROS time that belongs to a stamp."""
-        end = stamp_ns + self.exposure_offset_ns + (0 if self.at_end else self.length_ns // 2)
-        return end - self.length_ns, end
+        """Half-open window that belongs to a stamp, on the stamp's clock."""
+        length_ns = self.exposure_ns if self.alignment == "exposure" else self.length_ns
+        end_ns = stamp_ns + self.exposure_offset_ns + (0 if self.alignment == "end" else length_ns // 2)
+        return end_ns - length_ns, end_ns
 
-    def stamp(self, start_ns: int) -> int:
-        """The stamp whose window begins at ``start_ns``."""
-        return 2 * start_ns - self.bounds(start_ns)[0]
+    def stamp(self, start_ns: int, end_ns: int) -> int:
+        """The stamp of a window without a frame."""
+        return (end_ns if self.alignment == "end" else (start_ns + end_ns) // 2) - self.exposure_offset_ns
 
 
 @dataclass(frozen=True)
 class EventWindow:
-    """One window: bounds in ROS time, number of events, Tencode image [H,W,3] uint8, stamp and frame it belongs to."""
+    """One window: bounds on the clock of its stamp, number of events, Tencode image [H,W,3] uint8, stamp and frame that
+    it belongs to. ``ros_ns`` is the stamp in ROS time, which differs where frames are stamped with sensor time."""
 
     stamp_ns: int
     frame_id: str
     start_ns: int
     end_ns: int
+    ros_ns: int
     event_count: int
     image: NDArray[np.uint8]
-
-
-@dataclass
-class _Packet:
-    view: EventPacketView
-    events: Events | None  # of messages that need no decoder
 
 
 @dataclass
@@ -76,140 +72,31 @@ class _Pending:
 
 
 class EventWindows:
-    """One event stream and the windows that are cut out of it.
-
-    A packet that does not continue the stream (another geometry or encoding, a stamp or sensor time far before or after
-    what is expected) is set aside. If the next packet continues the stream, the odd one is dropped; if not, a new
-    stream has begun, as when a bag loops, and both start it. Either way it is one report.
+    """The windows that are cut out of one event stream.
 
     ``report(reason, sentence)`` gets everything that is lost or unusual.
     """
 
     def __init__(
-        self,
-        message_type: str,
-        settings: WindowSettings,
-        buffer: EventBuffer,
-        report: Callable[[str, str], None],
-        continuous: bool = False,
+        self, message_type: str, settings: WindowSettings, buffer: EventBuffer, report: Callable[[str, str], None]
     ) -> None:
         self.settings = settings
-        self.lost_packets = 0
-        self._message_type, self._buffer, self._report, self._continuous = message_type, buffer, report, continuous
-        self._clock = SensorClock()
+        self.stream = EventStream(message_type, buffer, report)
+        self._buffer, self._clock, self._report = buffer, self.stream.clock, report
         self._pending: deque[_Pending] = deque()
-        self._held: tuple[_Packet, EventSam3dError] | None = None
-        self._forget_stream()
-
-    def _forget_stream(self) -> None:
-        self._stream: EventPacketView | None = None  # the newest packet that was taken
-        self._newest_ns = 0  # stamp of the newest one with events: that of an empty packet can't be checked
-        self._decoder: Decoder | None = None
-        self._clock.reset()
-        self._buffer.clear()
-        self._next_start_ns: int | None = None
-
-    @property
-    def values(self) -> dict[str, str]:
-        """Key-values for diagnostics."""
-        counters = self._buffer.counters | (self._decoder.counters if self._decoder else {})
-        return {"events/buffered": str(len(self._buffer)), "lost_packets": str(self.lost_packets)} | {
-            f"events/{name}": str(count) for name, count in counters.items()
-        }
+        # Where the next window without a frame begins: sensor time, and events of that very time to skip.
+        self._next: tuple[int, int] | None = None
 
     # Packets in
 
     def add_packet(self, cdr: bytes) -> None:
         """Take in one serialized event message. Raises DecodeError or InputError for one that can't be used."""
-        packet = self._read(cdr)
-        problem = self._take(packet)
-        if problem is None:
-            if self._held is not None:
-                self._report(self._held[1].reason, f"one event packet was dropped: {self._held[1]}")
-                self._held = None
-        elif self._held is None:
-            self._held = packet, problem
-        else:
-            self._report(problem.reason, f"the event stream starts anew: {self._held[1]}")
-            first, self._held = self._held[0], None
-            self._forget_stream()
-            self._pending = deque(
-                frame for frame in self._pending if abs(frame.stamp_ns - first.view.stamp_ns) < _PLAUSIBLE_NS
-            )
-            if first.view.stamp_ns <= packet.view.stamp_ns and _shape(first.view) == _shape(packet.view):
-                self._take(first)
-            self._take(packet)
-
-    def _read(self, cdr: bytes) -> _Packet:
-        if self._message_type != _DVS:
-            view = parse_event_packet_cdr(cdr)
-            _check_geometry(view.width, view.height)
-            if view.stamp_ns <= 0:
-                raise InputError("event packet without a stamp was dropped: fill header.stamp", reason="zero_stamp")
-            return _Packet(view, None)
-        stamp_ns, width, height, events = decode_dvs_event_array_cdr(cdr)
-        _check_geometry(width, height)
-        if len(events):
-            # These events carry ROS time: their packet counts as stamped when its first event happened.
-            stamp_ns = int(events.t[0]) * 1000
-        frame_id = parse_header_cdr(cdr)[1]
-        return _Packet(EventPacketView(stamp_ns, frame_id, width, height, 0, 0, _DVS, False, memoryview(b"")), events)
-
-    def _take(self, packet: _Packet) -> EventSam3dError | None:
-        """Decode and store a packet; the reason if it does not continue the stream, and then nothing is changed."""
-        view = packet.view
-        problem = self._breaks_stream(view)
-        if problem is not None:
-            return problem
-        decoder = copy.deepcopy(self._decoder)
-        if decoder is None and packet.events is None:
-            decoder = make_decoder(view.encoding, view.width, view.height, view.is_bigendian)
-        lost = self._lost_before(view) if packet.events is None else 0
-        if decoder is not None and lost:
-            decoder.resynchronise()
-        events = packet.events
-        if events is None:
-            assert decoder is not None
-            events = decoder.decode(view.payload, view.time_base)
-        if len(events):
-            problem = self._implausible(view, events)
-            if problem is not None:
-                return problem
-            try:
-                self._buffer.append(events)
-            except BackwardTimeError as error:
-                return error
-            self._clock.update(view.stamp_ns, int(events.t[0]))
-            self._newest_ns = view.stamp_ns
-        self._decoder, self._stream = decoder, view
-        if lost:
-            self.lost_packets += lost
-            self._report("sequence_gap", f"{lost} event packets were lost on the way (seq jumps to {view.seq})")
-        return None
-
-    def _breaks_stream(self, view: EventPacketView) -> EventSam3dError | None:
-        if self._stream is None:
-            return None
-        if _shape(view) != _shape(self._stream):
-            return DecodeError(
-                f"event packet is {_shape(view)}, the stream was {_shape(self._stream)}", reason="stream_changed"
-            )
-        if self._newest_ns - view.stamp_ns > BACKWARD_TOLERANCE_US * 1000:
-            return BackwardTimeError("stamp of the event packets", self._newest_ns // 1000, view.stamp_ns // 1000)
-        return None
-
-    def _lost_before(self, view: EventPacketView) -> int:
-        return 0 if self._stream is None else max(0, view.seq - self._stream.seq - 1)
-
-    def _implausible(self, view: EventPacketView, events: Events) -> EventSam3dError | None:
-        if self._stream is None or len(self._buffer) == 0:
-            return None
-        ahead_ns = self._clock.to_ros_ns(int(events.t[-1])) - view.stamp_ns
-        if abs(ahead_ns) < _PLAUSIBLE_NS:
-            return None
-        return DecodeError(
-            f"sensor time and stamp of an event packet have moved apart by {ahead_ns / 1e9:.3f} s", reason="time_jump"
-        )
+        starts = self.stream.starts
+        self.stream.add_message(cdr)
+        if self.stream.starts > starts:
+            self._next = None
+            newest_ns = self.stream.newest.stamp_ns if self.stream.newest else 0
+            self._pending = deque(f for f in self._pending if abs(f.stamp_ns - newest_ns) < PLAUSIBLE_NS)
 
     # Windows out
 
@@ -224,70 +111,117 @@ class EventWindows:
 
     def ready(self, now_s: float) -> list[EventWindow]:
         """The windows that are complete or have waited long enough, in the order of their frames."""
-        if self._continuous:
+        if self.settings.mode == "continuous":
             return self._back_to_back()
+        if self.settings.mode == "count":
+            return self._of_equal_count()
+        return self._of_frames(now_s)
+
+    def _of_frames(self, now_s: float) -> list[EventWindow]:
         windows = []
         while self._pending:
             frame = self._pending[0]
             start_ns, end_ns = self.settings.bounds(frame.stamp_ns)
-            complete = self._has_events_until(end_ns)
+            complete = self._buffer.t_last is not None and self._buffer.t_last >= self._sensor_us(end_ns)
             if not complete and now_s - frame.arrived_s < self.settings.max_wait_s:
                 break
             self._pending.popleft()
-            if self._stream is None:
+            if self.stream.newest is None:
                 self._report("no_events_yet", "a frame came before any event packet: it gets no event image")
                 continue
             if not complete:
-                self._report("incomplete_window", "no events reached the end of a frame's window within max_wait_ms")
-            elif self._lost_since(start_ns):
+                self._report("incomplete_window", self._why_incomplete(end_ns))
+            elif self._lost_since(self._sensor_us(start_ns)):
                 self._report(
                     "incomplete_window",
                     "events at the start of a frame's window were no longer kept: raise buffer_ms, buffer_max_events "
                     "or buffer_max_mb, or send frames sooner",
                 )
-            windows.append(self._window(frame.stamp_ns, frame.frame_id, start_ns, end_ns))
+            windows.append(self._of_frame(frame, start_ns, end_ns))
         return windows
 
-    def _has_events_until(self, end_ns: int) -> bool:
-        return self._buffer.t_last is not None and self._buffer.t_last >= self._clock.to_sensor_us(end_ns)
+    def _of_frame(self, frame: _Pending, start_ns: int, end_ns: int) -> EventWindow:
+        ros_ns = frame.stamp_ns
+        t0_us, t1_us, events = 0, 1, Events.empty()
+        if len(self._buffer):
+            t0_us, t1_us = self._sensor_us(start_ns), self._sensor_us(end_ns)
+            events = self._buffer.window(t0_us, t1_us)
+            if self.settings.frame_clock == "sensor":
+                ros_ns = self._clock.to_ros_ns(frame.stamp_ns // 1000)
+        return self._window(frame.stamp_ns, frame.frame_id, (start_ns, end_ns), ros_ns, events, (t0_us, t1_us))
 
-    def _lost_since(self, start_ns: int) -> bool:
+    def _sensor_us(self, ns: int) -> int:
+        """Sensor time of a time on the frames' clock."""
+        return ns // 1000 if self.settings.frame_clock == "sensor" else self._clock.to_sensor_us(ns)
+
+    def _why_incomplete(self, end_ns: int) -> str:
+        sentence = "no events reached the end of a frame's window within max_wait_ms"
+        t_last = self._buffer.t_last
+        if t_last is None:
+            return sentence
+        ahead_s = (self._sensor_us(end_ns) - t_last) / 1e6
+        advice = ": check both drivers' clocks, and frame_clock" if ahead_s > PLAUSIBLE_NS / 1e9 else ""
+        return f"{sentence}; it lies {ahead_s:.3f} s after the newest event{advice}"
+
+    def _lost_since(self, t_us: int) -> bool:
         dropped = self._buffer.dropped_until
-        return dropped is not None and dropped >= self._clock.to_sensor_us(start_ns)
+        return dropped is not None and dropped >= t_us
+
+    # In sensor time, so that every event is in one window even while the clock is being fitted.
 
     def _back_to_back(self) -> list[EventWindow]:
         windows: list[EventWindow] = []
-        if self._buffer.t_first is None or self._stream is None:
+        t_first, t_last = self._buffer.t_first, self._buffer.t_last
+        if t_first is None or t_last is None:
             return windows
-        oldest_ns = self._clock.to_ros_ns(self._buffer.t_first)
-        if self._next_start_ns is None or self._next_start_ns + self.settings.length_ns <= oldest_ns:
-            self._next_start_ns = oldest_ns
-        while self._has_events_until(self._next_start_ns + self.settings.length_ns):
-            start_ns, self._next_start_ns = self._next_start_ns, self._next_start_ns + self.settings.length_ns
-            stamp_ns = self.settings.stamp(start_ns)
-            windows.append(self._window(stamp_ns, self._stream.frame_id, start_ns, self._next_start_ns))
+        length_us = self.settings.length_ns // 1000
+        if self._next is None or self._next[0] + length_us <= t_first:
+            self._next = t_first, 0
+        while t_last >= self._next[0] + length_us:
+            t0_us = self._next[0]
+            self._next = t0_us + length_us, 0
+            events = self._buffer.window(t0_us, t0_us + length_us)
+            windows.append(self._without_frame(events, t0_us, t0_us + length_us))
         return windows
 
-    def _window(self, stamp_ns: int, frame_id: str, start_ns: int, end_ns: int) -> EventWindow:
-        assert self._stream is not None
-        if len(self._buffer) == 0:
-            image = np.zeros((self._stream.height, self._stream.width, 3), np.uint8)
-            return EventWindow(stamp_ns, frame_id, start_ns, end_ns, 0, image)
-        t0_us, t1_us = self._clock.to_sensor_us(start_ns), self._clock.to_sensor_us(end_ns)
-        events = self._buffer.window(t0_us, t1_us)
-        image = tencode(events, t0_us, t1_us, self._stream.width, self._stream.height)
-        return EventWindow(stamp_ns, frame_id, start_ns, end_ns, len(events), image)
+    def _of_equal_count(self) -> list[EventWindow]:
+        windows: list[EventWindow] = []
+        t_first = self._buffer.t_first
+        if t_first is None:
+            return windows
+        if self._next is None:
+            self._next = t_first, 0
+        elif self._lost_since(self._next[0] + 1):
+            self._report(
+                "incomplete_window",
+                "events left the buffer before window_events of them had come: raise buffer_ms, buffer_max_events or "
+                "buffer_max_mb, or lower window_events",
+            )
+            self._next = t_first, 0
+        while (events := self._buffer.following(*self._next, self.settings.events)) is not None:
+            t0_us, last_us = int(events.t[0]), int(events.t[-1])
+            given = len(events) - int(np.searchsorted(events.t, last_us))
+            self._next = last_us, given + (self._next[1] if self._next[0] == last_us else 0)
+            windows.append(self._without_frame(events, t0_us, last_us + 1))
+        return windows
 
+    def _without_frame(self, events: Events, t0_us: int, t1_us: int) -> EventWindow:
+        assert self.stream.newest is not None
+        start_ns = self._clock.to_ros_ns(t0_us)
+        end_ns = start_ns + 1000 * (t1_us - t0_us)
+        stamp_ns = self.settings.stamp(start_ns, end_ns)
+        frame_id = self.stream.newest.frame_id
+        return self._window(stamp_ns, frame_id, (start_ns, end_ns), stamp_ns, events, (t0_us, t1_us))
 
-def _check_geometry(width: int, height: int) -> None:
-    """Refuse a sensor without pixels, or one whose images would take all memory."""
-    if not (1 <= width <= _MAX_SIDE and 1 <= height <= _MAX_SIDE):
-        raise DecodeError(
-            f"event message says its sensor has {width}x{height} pixels; sides from 1 to {_MAX_SIDE} are possible: "
-            "check the driver",
-            reason="bad_geometry",
-        )
-
-
-def _shape(view: EventPacketView) -> str:
-    return f"{view.width}x{view.height} {view.encoding}{' big-endian' if view.is_bigendian else ''}"
+    def _window(
+        self,
+        stamp_ns: int,
+        frame_id: str,
+        bounds_ns: tuple[int, int],
+        ros_ns: int,
+        events: Events,
+        bounds_us: tuple[int, int],
+    ) -> EventWindow:
+        assert self.stream.newest is not None
+        image = tencode(events, *bounds_us, self.stream.newest.width, self.stream.newest.height)
+        return EventWindow(stamp_ns, frame_id, *bounds_ns, ros_ns, len(events), image)

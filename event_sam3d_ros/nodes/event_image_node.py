@@ -28,7 +28,11 @@ _REASONS = (
     "stream_changed",
     "backward_time",
     "time_jump",
+    "stream_restarted",
+    "clock_step",
     "sequence_gap",
+    "libcaer_cmp_stale_y",
+    "libcaer_cmp_time_fold",
     "no_events_yet",
     "incomplete_window",
     "too_many_frames",
@@ -37,7 +41,6 @@ _REASONS = (
     "internal_error",
     "unknown_parameter",
     "bad_parameter",
-    "big_endian",
     "bad_message",
     "missing_message_package",
     "bad_window",
@@ -62,11 +65,24 @@ class EventImageNode(PipelineNode):
 
     def check_together(self, value: Callable[[str], Any]) -> None:
         """The buffer has to hold a window until the last of its events may come."""
-        needed_ms = value("window_ms") + value("max_wait_ms")
+        by_exposure = value("window_alignment") == "exposure"
+        if by_exposure and value("exposure_ms") == 0:
+            raise ConfigurationError(
+                "window_alignment is exposure, but exposure_ms is 0: say how long it is, or choose centre or end",
+                reason="bad_parameter",
+            )
+        length = "exposure_ms" if by_exposure and value("window_mode") == "frame" else "window_ms"
+        needed_ms = value(length) + value("max_wait_ms")
         if value("buffer_ms") < needed_ms:
             raise ConfigurationError(
-                f"buffer_ms is {value('buffer_ms'):g}, less than window_ms + max_wait_ms = {needed_ms:g}: the start of "
+                f"buffer_ms is {value('buffer_ms'):g}, less than {length} + max_wait_ms = {needed_ms:g}: the start of "
                 "a window would be dropped before its end has come; raise buffer_ms or lower the others",
+                reason="bad_parameter",
+            )
+        if value("window_mode") == "count" and value("window_events") > self._buffer(value).capacity:
+            raise ConfigurationError(
+                f"window_events is {value('window_events')}, more than buffer_max_events and buffer_max_mb let the "
+                "buffer hold: raise them or lower window_events",
                 reason="bad_parameter",
             )
 
@@ -79,15 +95,9 @@ class EventImageNode(PipelineNode):
 
     def activate(self) -> None:
         """Subscribe to events and frames."""
-        buffer = EventBuffer(
-            int(self.value("buffer_ms") * 1000),
-            self.value("buffer_max_events"),
-            int(self.value("buffer_max_mb") * 1e6),
-        )
-        continuous = self.value("window_mode") == "continuous"
-        self._windows = EventWindows(
-            self.value("event_type"), self._settings(), buffer, self.health.report, continuous=continuous
-        )
+        buffer = self._buffer(self.value)
+        self._windows = EventWindows(self.value("event_type"), self._settings(), buffer, self.health.report)
+        self._counted = time.monotonic(), 0
         self.add_input(
             "events",
             self._event_class,
@@ -98,7 +108,7 @@ class EventImageNode(PipelineNode):
             raw=True,
             drain=True,
         )
-        if not continuous:
+        if self.value("window_mode") == "frame":
             topic, frame_class = _FRAME_SOURCES[self.value("frame_source")]
             self.add_input("frames", frame_class, topic, self._on_frame, raw=True)
         self._poll_timer = self.add_timer(_POLL_S, self._publish_ready)
@@ -114,10 +124,18 @@ class EventImageNode(PipelineNode):
         if self._windows is not None:
             self._windows.settings = self._settings()
 
+    def _buffer(self, value: Callable[[str], Any]) -> EventBuffer:
+        limit_us, limit_bytes = int(value("buffer_ms") * 1000), int(value("buffer_max_mb") * 1e6)
+        return EventBuffer(limit_us, value("buffer_max_events"), limit_bytes)
+
     def _settings(self) -> WindowSettings:
         return WindowSettings(
+            mode=self.value("window_mode"),
             length_ns=round(self.value("window_ms") * 1e6),
-            at_end=self.value("window_alignment") == "end",
+            events=self.value("window_events"),
+            alignment=self.value("window_alignment"),
+            frame_clock=self.value("frame_clock"),
+            exposure_ns=round(self.value("exposure_ms") * 1e6),
             exposure_offset_ns=round(self.value("exposure_offset_ms") * 1e6),
             max_wait_s=self.value("max_wait_ms") / 1e3,
         )
@@ -144,11 +162,16 @@ class EventImageNode(PipelineNode):
         self._window_publisher.publish(message)
         self._image_publisher.publish(image_message(window.image, "rgb8", header))
         self.health.tick("event_image")
-        self.health.latency((self.get_clock().now().nanoseconds - window.stamp_ns) / 1e6)
+        self.health.latency((self.get_clock().now().nanoseconds - window.ros_ns) / 1e6)
 
     def diagnostic_values(self) -> dict[str, str]:
-        """Buffer and decoder counters."""
-        return self._windows.values if self._windows else {}
+        """Rate of events since the last call; the stream's buffer, clock and counters."""
+        if self._windows is None:
+            return {}
+        stream = self._windows.stream
+        (before_s, before), self._counted = self._counted, (time.monotonic(), stream.events)
+        rate = (stream.events - before) / max(self._counted[0] - before_s, 1e-3)
+        return {"events/per_second": f"{rate:.0f}"} | stream.values
 
 
 def main(args: list[str] | None = None) -> int:

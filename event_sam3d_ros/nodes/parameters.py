@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from event_sam3d_ros.errors import ConfigurationError
+from event_sam3d_ros.events.stream import ARRAY_TYPES, PACKET_TYPES
 
 Value = bool | int | float | str
 
@@ -125,13 +126,14 @@ EVENT_IMAGE_NODE = ParameterTable(
         "event_type",
         "event_camera_msgs/msg/EventPacket",
         "Type of the event messages.",
-        choices=("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray", "dvs_msgs/msg/EventArray"),
+        choices=(*PACKET_TYPES, *ARRAY_TYPES),
     ),
     Parameter(
         "window_mode",
         "frame",
-        "frame: one window around the stamp of each RGB frame. continuous: windows back to back.",
-        choices=("frame", "continuous"),
+        "frame: one window around the stamp of each RGB frame. continuous: windows of one length, back to back. count: "
+        "windows of `window_events` successive events.",
+        choices=("frame", "continuous", "count"),
     ),
     Parameter(
         "frame_source",
@@ -139,12 +141,29 @@ EVENT_IMAGE_NODE = ParameterTable(
         "Topic that tells the stamps of the RGB frames: the cheapest that comes with every frame.",
         choices=("camera_info", "image", "compressed_image"),
     ),
+    Parameter(
+        "frame_clock",
+        "host",
+        "What stamps the frames. host: the clock that stamps event packets. sensor: the events' own clock, as in "
+        "libcaer_driver, whose frames carry sensor time but its event packets host time.",
+        choices=("host", "sensor"),
+    ),
     Parameter("window_ms", 50.0, "Length of a window. The small model was trained with 50.", 1.0, 1000.0, dynamic=True),
+    Parameter("window_events", 50_000, "Events in a window of `window_mode` count.", 1, dynamic=True),
     Parameter(
         "window_alignment",
         "centre",
-        "Where the stamp lies: in the centre or at the end of its window.",
-        choices=("centre", "end"),
+        "Where the stamp lies: in the centre or at the end of its window. exposure: the window is the frame's exposure, "
+        "`exposure_ms` around the stamp.",
+        choices=("centre", "end", "exposure"),
+        dynamic=True,
+    ),
+    Parameter(
+        "exposure_ms",
+        0.0,
+        "Exposure of the frames, where it is known; only for `window_alignment` exposure.",
+        0.0,
+        1000.0,
         dynamic=True,
     ),
     Parameter(
@@ -165,7 +184,7 @@ EVENT_IMAGE_NODE = ParameterTable(
     ),
     Parameter("buffer_ms", 1000.0, "Events kept, by time.", 10.0, 60000.0),
     Parameter("buffer_max_events", 8_000_000, "Events kept, by number.", 1000),
-    Parameter("buffer_max_mb", 256.0, "Events kept, by memory (26 bytes each).", 1.0),
+    Parameter("buffer_max_mb", 128.0, "Events kept, by memory (13 bytes each).", 1.0),
 )
 
 RECONSTRUCTION_NODE = ParameterTable(
@@ -235,6 +254,26 @@ BAG_PLAYER_NODE = ParameterTable(
     Parameter("clock_tail_s", 1.0, "How long /clock goes on after the last message, in the bag's time.", 0.0, 3600.0),
 )
 
+DV_CAMERA_NODE = ParameterTable(
+    *(parameter for parameter in _SHARED if parameter.name == "autostart"),
+    Parameter("source", "camera", "Where the data come from.", choices=("camera", "file", "network")),
+    Parameter("camera", "", "source camera: serial number; empty takes the first camera that is found."),
+    Parameter("file", "", "source file: path of an AEDAT4 recording."),
+    Parameter("rate", 1.0, "source file: speed; 1 is as recorded.", 0.001, 1000.0),
+    Parameter("loop", False, "source file: start again at the end."),
+    Parameter(
+        "restamp",
+        True,
+        "source file: times are moved so that the recording begins now; otherwise they stay as recorded.",
+    ),
+    Parameter("address", "127.0.0.1", "source network: IP address of the sender."),
+    Parameter("events_port", 7777, "source network: TCP port of the events; 0 for none.", 0, 65535),
+    Parameter("frames_port", 0, "source network: TCP port of the frames; 0 for none.", 0, 65535),
+    Parameter("imu_port", 0, "source network: TCP port of the IMU; 0 for none.", 0, 65535),
+    Parameter("frame_id", "event_camera", "Optical frame of events and images; the IMU's is this with _imu."),
+    Parameter("camera_info_file", "", "Calibration as ROS's camera_calibration writes it; empty: not calibrated."),
+)
+
 _AUTO = "`qos_reliability`, depth `qos_depth`"
 _EVENT_IMAGE_TOPICS = (
     Topic("in", "/event_camera/events", "`event_type`", "best effort, depth 1000", "Event packets."),
@@ -265,10 +304,20 @@ _BAG_PLAYER_TOPICS = (
     ),
     Topic("out", "/clock", "rosgraph_msgs/Clock", "best effort, depth 10", "The bag's receive times."),
 )
+_DV_CAMERA_TOPICS = (
+    Topic("out", "/event_camera/events", "event_camera_msgs/EventPacket", "best effort, depth 1000", "`libcaer`."),
+    Topic("out", "/event_camera/image_raw", "sensor_msgs/Image", "reliable, depth 5", "mono8 or bgr8."),
+    Topic(
+        "out", "/event_camera/camera_info", "sensor_msgs/CameraInfo", "reliable, depth 5", "With frames, else 10 Hz."
+    ),
+    Topic("out", "/event_camera/imu", "sensor_msgs/Imu", "reliable, depth 100", "m/s^2, rad/s, no orientation."),
+    Topic("out", "/diagnostics", "diagnostic_msgs/DiagnosticArray", "reliable, depth 10", "State, rates, counters."),
+)
 
 NODES = {
     "event_image_node": (_EVENT_IMAGE_TOPICS, EVENT_IMAGE_NODE),
     "reconstruction_node": (_RECONSTRUCTION_TOPICS, RECONSTRUCTION_NODE),
+    "dv_camera_node": (_DV_CAMERA_TOPICS, DV_CAMERA_NODE),
     "bag_player_node": (_BAG_PLAYER_TOPICS, BAG_PLAYER_NODE),
 }
 

@@ -51,14 +51,13 @@ def packets(events, encoding="evt3", shift_ns=0, width=WIDTH):
 
 
 class Setup:
-    def __init__(self, message_type="event_camera_msgs/msg/EventPacket", **options):
+    def __init__(self, message_type="event_camera_msgs/msg/EventPacket", limits=(1_000_000, 1_000_000), **settings):
         self.reports = []
         self.windows = EventWindows(
             message_type,
-            WindowSettings(),
-            EventBuffer(1_000_000, 1_000_000, 1 << 30),
+            WindowSettings(**settings),
+            EventBuffer(*limits, 1 << 30),
             lambda reason, sentence: self.reports.append((reason, sentence)),
-            **options,
         )
 
     @property
@@ -80,19 +79,58 @@ def expected_image(events, t0_us, t1_us):
 
 
 @pytest.mark.parametrize("encoding", ["evt3", "mono", "libcaer"])
-@pytest.mark.parametrize("at_end, t0_us", [(False, 75_000), (True, 50_000)])
-def test_a_frame_gets_the_events_around_its_stamp(encoding, at_end, t0_us):
+@pytest.mark.parametrize(
+    "settings, t0_us, t1_us",
+    [
+        ({}, 75_000, 125_000),
+        ({"length_ns": 20 * MS}, 90_000, 110_000),
+        ({"alignment": "end"}, 50_000, 100_000),
+        ({"alignment": "end", "exposure_offset_ns": -5 * MS}, 45_000, 95_000),
+        ({"alignment": "exposure", "exposure_ns": 30 * MS}, 85_000, 115_000),
+        ({"alignment": "exposure", "exposure_ns": 30 * MS, "exposure_offset_ns": 15 * MS}, 100_000, 130_000),
+    ],
+)
+def test_a_frame_gets_the_events_around_its_stamp(encoding, settings, t0_us, t1_us):
     events = random_events()
-    setup = Setup()
-    setup.windows.settings.at_end = at_end
+    setup = Setup(**settings)
     setup.feed(packets(events, encoding))
     (window,) = setup.window_at(100)
-    count, image = expected_image(events, t0_us, t0_us + 50_000)
-    assert (window.stamp_ns, window.frame_id) == (START_NS + 100 * MS, "camera")
-    assert (window.start_ns, window.end_ns) == (START_NS + t0_us * 1000, START_NS + (t0_us + 50_000) * 1000)
+    count, image = expected_image(events, t0_us, t1_us)
+    assert (window.stamp_ns, window.ros_ns, window.frame_id) == (*[START_NS + 100 * MS] * 2, "camera")
+    assert (window.start_ns, window.end_ns) == (START_NS + t0_us * 1000, START_NS + t1_us * 1000)
     assert window.event_count == count > 100
     assert np.array_equal(window.image, image)
     assert not setup.reports
+
+
+def test_frames_on_the_sensors_clock_take_the_events_own_times():
+    """As of libcaer_driver: times of events and frames from one clock, stamps of packets from another that drifts."""
+    events = random_events()
+    lead_ns = 300 * MS  # what the host's clock is ahead
+    encoder = make_encoder("libcaer", WIDTH, HEIGHT)
+    setup = Setup(frame_clock="sensor")
+    sensor_start_us = START_NS // 1000
+    for seq, t0 in enumerate(range(0, 200_000, PACKET_US)):
+        part = events[(events.t >= t0) & (events.t < t0 + PACKET_US)]
+        absolute = Events(part.t + sensor_start_us, part.x, part.y, part.p)
+        payload, time_base = encoder.encode(absolute)
+        stamp_ns = int(absolute.t[0]) * 1000 + lead_ns
+        setup.feed([packet(stamp_ns=stamp_ns, seq=seq, time_base=time_base, encoding="libcaer", payload=payload)])
+    (window,) = setup.window_at(100)
+    count, image = expected_image(events, 75_000, 125_000)
+    assert window.event_count == count and np.array_equal(window.image, image)
+    assert (window.start_ns, window.end_ns) == (START_NS + 75 * MS, START_NS + 125 * MS)
+    assert window.ros_ns == window.stamp_ns + lead_ns
+    assert not setup.reports
+
+
+@pytest.mark.parametrize("kind", ["dvs_msgs", "prophesee_event_msgs", "dv_ros2_msgs"])
+def test_event_arrays_go_by_three_names(kind):
+    events = random_events()
+    absolute = Events(events.t + START_NS // 1000, events.x, events.y, events.p)
+    setup = Setup(f"{kind}/msg/EventArray")
+    setup.feed([encode_dvs_event_array_cdr(START_NS, "events", WIDTH, HEIGHT, absolute)])
+    assert setup.window_at(100)[0].event_count == expected_image(events, 75_000, 125_000)[0]
 
 
 def test_dvs_messages_carry_ros_time_whatever_their_stamp_says():
@@ -118,6 +156,7 @@ def test_a_frame_waits_for_the_end_of_its_window_or_until_its_time_is_over():
     (window,) = setup.windows.ready(1.11)
     assert window.event_count == np.count_nonzero((events.t >= 75_000) & (events.t < 120_000))
     assert setup.counts == {"incomplete_window": 1}
+    assert "0.005 s after the newest event" in setup.reports[0][1]
     assert setup.window_at(100, now_s=2.0) == []
     setup.feed(cdrs[24:26])
     assert len(setup.windows.ready(2.0)) == 1
@@ -125,17 +164,19 @@ def test_a_frame_waits_for_the_end_of_its_window_or_until_its_time_is_over():
 
 @pytest.mark.parametrize("limits, lost", [((60_000, 10**6), 1), ((10**6, 600), 1), ((200_000, 4000), 0)])
 def test_events_that_the_buffer_dropped_are_missed_at_the_start_of_a_window(limits, lost):
-    setup = Setup()
-    setup.windows = EventWindows(
-        "event_camera_msgs/msg/EventPacket",
-        WindowSettings(),
-        EventBuffer(*limits, 1 << 30),
-        lambda reason, sentence: setup.reports.append((reason, sentence)),
-    )
+    setup = Setup(limits=limits)
     setup.feed(packets(random_events())[:30])  # 150 ms
     assert len(setup.window_at(100)) == 1
     assert setup.counts["incomplete_window"] == lost
     assert all("start of a frame's window" in sentence for _, sentence in setup.reports)
+
+
+def test_a_frame_far_from_the_events_hints_at_the_clocks():
+    setup = Setup()
+    setup.feed(packets(random_events()))
+    assert setup.window_at(100_000, now_s=1.0) == []
+    assert setup.windows.ready(2.0)[0].event_count == 0
+    assert "99.8" in setup.reports[0][1] and "frame_clock" in setup.reports[0][1]
 
 
 def test_a_frame_before_any_event_is_counted_and_given_up():
@@ -147,7 +188,7 @@ def test_a_frame_before_any_event_is_counted_and_given_up():
 
 def test_windows_back_to_back_share_out_all_events():
     events = random_events()
-    setup = Setup(continuous=True)
+    setup = Setup(mode="continuous")
     windows = []
     for cdr in packets(events):
         setup.feed([cdr])
@@ -161,10 +202,67 @@ def test_windows_back_to_back_share_out_all_events():
         assert window.event_count == expected_image(events, t0, t0 + 50_000)[0]
 
 
+def test_windows_back_to_back_lose_no_event_while_the_clock_is_being_fitted():
+    """The first packets are late, so that the offset falls by 40 ms meanwhile."""
+    events = random_events()
+    made = packets(events)
+    late = packets(events, shift_ns=40 * MS)
+    setup = Setup(mode="continuous", length_ns=10 * MS)
+    setup.feed(late[:1])
+    windows = setup.windows.ready(0.0)
+    for cdr in made[1:]:
+        setup.feed([cdr])
+        windows += setup.windows.ready(0.0)
+    assert len(windows) == 19
+    given = sum(window.event_count for window in windows)
+    assert given == np.count_nonzero(events.t < events.t[0] + 190_000)
+
+
+@pytest.mark.parametrize("alignment", ["centre", "end"])
+def test_windows_of_equal_count_share_out_all_events_in_order(alignment):
+    events = random_events()
+    coarse = Events(events.t // 1000 * 1000, events.x, events.y, events.p)  # many of one time
+    setup = Setup(mode="count", events=130, alignment=alignment)
+    windows = []
+    for cdr in packets(coarse):
+        setup.feed([cdr])
+        windows += setup.windows.ready(0.0)
+    assert len(windows) == 4000 // 130
+    for number, window in enumerate(windows):
+        part = coarse[130 * number : 130 * number + 130]
+        t0, t1 = int(part.t[0]), int(part.t[-1]) + 1
+        assert (window.start_ns, window.end_ns) == (START_NS + t0 * 1000, START_NS + t1 * 1000)
+        assert window.stamp_ns == (window.end_ns if alignment == "end" else (window.start_ns + window.end_ns) // 2)
+        assert window.event_count == 130
+        assert np.array_equal(window.image, tencode(part, t0, t1, WIDTH, HEIGHT))
+    assert not setup.reports
+
+
+def test_more_events_of_one_time_than_a_window_holds():
+    events = random_events(1000)
+    same = Events(np.full(1000, 7), events.x, events.y, events.p)
+    setup = Setup(mode="count", events=300)
+    setup.feed(packets(same))
+    windows = setup.windows.ready(0.0)
+    assert [window.event_count for window in windows] == [300] * 3
+    for number, window in enumerate(windows):
+        part = same[300 * number : 300 * number + 300]
+        assert np.array_equal(window.image, tencode(part, 7, 8, WIDTH, HEIGHT))
+
+
+def test_a_count_that_the_buffer_never_reaches_is_reported():
+    setup = Setup(mode="count", events=2000, limits=(40_000, 10**6))
+    for cdr in packets(random_events()):
+        setup.feed([cdr])
+        assert setup.windows.ready(0.0) == []
+    assert set(setup.counts) == {"incomplete_window"}
+    assert "window_events" in setup.reports[0][1]
+
+
 def test_windows_back_to_back_of_dvs_messages_keep_their_frame():
     events = random_events()
     absolute = Events(events.t + START_NS // 1000, events.x, events.y, events.p)
-    setup = Setup("dvs_msgs/msg/EventArray", continuous=True)
+    setup = Setup("dvs_msgs/msg/EventArray", mode="continuous")
     setup.feed([encode_dvs_event_array_cdr(START_NS, "dvs_optical", WIDTH, HEIGHT, absolute)])
     assert [window.frame_id for window in setup.windows.ready(0.0)] == ["dvs_optical"] * 3
 
@@ -173,10 +271,51 @@ def test_lost_packets_are_seen_from_their_numbers():
     cdrs = packets(random_events())
     setup = Setup()
     setup.feed(cdrs[:10] + cdrs[13:])
-    assert setup.windows.lost_packets == 3
+    assert setup.windows.stream.lost_packets == 3
     assert setup.counts == {"sequence_gap": 1}
     (window,) = setup.window_at(130)
     assert window.event_count > 100
+
+
+def test_a_driver_that_is_started_again_starts_the_stream_anew():
+    """Its numbers begin at 0, its stamps go on, and its sensor's time is less than what a wrap would explain."""
+    events = random_events()
+    setup = Setup()
+    setup.feed(packets(events))
+    setup.feed(packets(random_events(seed=1), shift_ns=4000 * MS))
+    (window,) = setup.window_at(4100)
+    assert window.event_count == expected_image(random_events(seed=1), 75_000, 125_000)[0]
+    assert setup.counts == {"stream_restarted": 1}
+    assert setup.windows.stream.lost_packets == 0
+
+
+def test_what_a_decoder_finds_wrong_with_its_source_is_reported_once(monkeypatch):
+    setup = Setup()
+    cdrs = packets(random_events())
+    setup.feed(cdrs[:2])
+    decoder = type(setup.windows.stream._decoder)
+
+    def look(self):
+        self.warnings["stale_rows"] = "choose another encoding"
+
+    monkeypatch.setattr(decoder, "_look_for_defects", look)
+    setup.feed(cdrs[2:])
+    setup.feed(cdrs)  # as a bag that loops
+    assert setup.reports[0] == ("stale_rows", "choose another encoding")
+    assert setup.counts == {"stale_rows": 1, "backward_time": 1}
+
+
+def test_a_host_clock_that_is_set_is_reported_and_followed():
+    events = random_events(4000, 10_000_000)
+    encoder = make_encoder("evt3", WIDTH, HEIGHT)
+    setup = Setup()
+    for seq, t0 in enumerate(range(0, 10_000_000, 100_000)):
+        part = events[(events.t >= t0) & (events.t < t0 + 100_000)]
+        stamp_ns = START_NS + 1000 * int(part.t[0]) - (50 * MS if t0 >= 8_000_000 else 0)
+        setup.feed([packet(stamp_ns=stamp_ns, seq=seq, payload=encoder.encode(part)[0])])
+    (window,) = setup.window_at(9450)
+    assert window.event_count == expected_image(events, 9_475_000, 9_525_000)[0]
+    assert setup.counts == {"clock_step": 1}
 
 
 def some_payload(shift_us=50_000):
@@ -222,6 +361,7 @@ SET_ASIDE = {
         lambda cdrs: packet(encoding="mono"),
         lambda cdrs: packet(encoding="made_up"),
     ],
+    "stream_restarted": [lambda cdrs: packet(seq=3), lambda cdrs: packet(seq=2**63)],
     "backward_time": [lambda cdrs: packet(stamp_ns=START_NS - 10_000 * MS)],
     "time_jump": [far_payload, lambda cdrs: packet(stamp_ns=START_NS + 60_000 * MS, payload=some_payload())],
 }

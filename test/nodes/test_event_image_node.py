@@ -44,13 +44,13 @@ def events():
     return Events(times, x, y, generator.integers(0, 2, len(times)).astype(np.uint8))
 
 
-def serialized(event_type):
-    """The events as messages of 10 ms."""
+def serialized(event_type, ahead_ns=0):
+    """The events as messages of 10 ms, stamped by a clock that is ahead of the sensor's."""
     encoder = make_encoder("evt3", WIDTH, HEIGHT)
     everything = events()
     for seq in range(20):
         part = everything[100 * seq : 100 * seq + 100]
-        stamp_ns = int(part.t[0]) * 1000
+        stamp_ns = int(part.t[0]) * 1000 + ahead_ns
         if event_type == "dvs_msgs/msg/EventArray":
             yield encode_dvs_event_array_cdr(stamp_ns, "events", WIDTH, HEIGHT, part)
             continue
@@ -99,11 +99,11 @@ def bench(ros):
         peer.destroy_node()
 
 
-def send_events(made, event_type):
+def send_events(made, event_type, ahead_ns=0):
     qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
     publisher = made.peer.create_publisher(TYPES[event_type], "/event_camera/events", qos)
     made.wait_for(publisher.get_subscription_count)
-    for message in serialized(event_type):
+    for message in serialized(event_type, ahead_ns):
         publisher.publish(message)
 
 
@@ -143,6 +143,49 @@ def test_windows_back_to_back_need_no_frames(bench):
         check(made, number, START_US + 50_000 * number)
         assert made.images[number].header.frame_id == "events"
         assert stamp_to_ns(made.images[number].header.stamp) == (START_US + 50_000 * number + 25_000) * 1000
+
+
+def test_windows_of_equal_count(bench):
+    made = bench(window_mode="count", window_events=500)
+    send_events(made, "event_camera_msgs/msg/EventPacket")
+    made.wait_for(lambda: len(made.windows) == 4)
+    assert [window.event_count for window in made.windows] == [500] * 4
+    assert stamp_to_ns(made.windows[1].window_start) == (START_US + 50_000) * 1000
+    assert stamp_to_ns(made.windows[1].window_end) == (START_US + 99_901) * 1000
+
+
+def test_frames_on_the_sensors_clock(bench):
+    """The packets' stamps are those of a host whose clock is 0.4 s ahead."""
+    made = bench(frame_clock="sensor")
+    frames = made.peer.create_publisher(CameraInfo, "/camera/camera_info", 10)
+    made.wait_for(frames.get_subscription_count)
+    frames.publish(CameraInfo(header=Header(stamp=ns_to_stamp((START_US + 100_000) * 1000), frame_id="camera")))
+    send_events(made, "event_camera_msgs/msg/EventPacket", ahead_ns=400_000_000)
+    check(made, 0, START_US + 75_000)
+    assert not any(made.node.health.counts.values())
+    values = made.node.diagnostic_values()
+    assert float(values["clock/offset_ms"]) == 400.0 and float(values["clock/drift_ppm"]) == 0.0
+    assert (values["events/packets"], values["events/total"], values["events/buffered"]) == ("20", "2000", "2000")
+    assert float(values["buffer/fill_percent"]) == 0.0 and float(values["buffer/span_ms"]) == 199.9
+    assert float(values["events/per_second"]) > 0
+
+
+def test_an_exposure_that_is_not_known_is_refused(bench):
+    made = bench(window_alignment="exposure", exposure_ms=30.0)
+    refused = made.node.set_parameters_atomically([Parameter("exposure_ms", value=0.0)])
+    assert not refused.successful and "exposure_ms is 0" in refused.reason
+    assert made.node.set_parameters_atomically([Parameter("exposure_ms", value=20.0)]).successful
+
+
+def test_more_events_in_a_window_than_the_buffer_holds_are_refused(ros):
+    ros.shutdown()
+    ros.init(
+        args=["--ros-args", *("-p", "autostart:=false"), *("-p", "window_mode:=count"), "-p", "window_events:=9000000"]
+    )
+    node = EventImageNode()
+    assert node.trigger_configure().name == "FAILURE"
+    assert "window_events is 9000000" in node.health.recent()["bad_parameter"]
+    node.close()
 
 
 def test_what_nobody_thought_of_is_counted_and_does_not_end_the_node(bench, monkeypatch):

@@ -13,16 +13,16 @@ SHARED = ["nodes/inputs.py", "nodes/health.py", "nodes/pipeline_node.py", "nodes
 # What each node runs; the reasons of their other users (encoders, recordings) are left out by name.
 FILES = {
     "event_image_node": [
-        *("nodes/event_image_node.py", "nodes/message_classes.py", "events/windows.py", "events/buffer.py"),
-        *("events/clock.py", "events/codec_base.py", "events/codecs.py", "events/message_cdr.py"),
-        *("events/codec_evt3.py", "events/codec_words64.py"),
+        *("nodes/event_image_node.py", "nodes/message_classes.py", "events/windows.py", "events/stream.py"),
+        *("events/buffer.py", "events/clock.py", "events/message_cdr.py"),
+        *(str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.glob("events/codec*.py"))),
     ],
     "reconstruction_node": [
         *("nodes/reconstruction_node.py", "nodes/pairing.py", "nodes/conversions.py", "observations.py"),
         *("pixels.py", "camera/model.py", "preprocess.py", "reconstructor.py", "sam3d/checkpoint.py"),
     ],
 }
-OF_ENCODERS = {"out_of_range_events", "unsorted_events", "bad_events"}
+OF_ENCODERS = {"out_of_range_events", "unsorted_events", "bad_events", "bad_triggers"}
 BY_SOURCE = {"late_": ["image", "mask", "event_image", "event_window"], "missing_": ["image", "mask", "event_image"]}
 
 
@@ -32,6 +32,7 @@ def test_every_reason_in_the_code_is_shown_from_the_start(node):
     code = "\n".join(file.read_text() for file in files)
     used = set(re.findall(r'reason="([a-z0-9_]+)"', code))
     used |= set(re.findall(r'(?:report|count)\(\s*"([a-z0-9_]+)"', code))
+    used |= set(re.findall(r'warnings\[\s*"([a-z0-9_]+)"', code))
     if node == "reconstruction_node":
         used |= {prefix + source for prefix, sources in BY_SOURCE.items() for source in sources} | {"missing_depth"}
     shown = (PACKAGE / "nodes" / f"{node}.py").read_text().split("_REASONS = (")[1].split("\n)\n")[0]

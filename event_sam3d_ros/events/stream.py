@@ -1,0 +1,223 @@
+"""From serialized event messages to sorted events and the sensor's clock: the half of event_image_node that listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from event_sam3d_ros.errors import DecodeError, EventSam3dError, InputError
+from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US, BackwardTimeError, SensorClock
+from event_sam3d_ros.events.codecs import (
+    Decoder,
+    EventPacketView,
+    decode_dvs_event_array_cdr,
+    make_decoder,
+    parse_event_packet_cdr,
+    parse_header_cdr,
+)
+from event_sam3d_ros.events.events import Events
+
+PACKET_TYPES = ("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray")
+# Field for field the same message under three names.
+ARRAY_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray", "dv_ros2_msgs/msg/EventArray")
+
+# A sensor's clock and its packets' stamps agree to a few ms; further apart they are not of one stream.
+PLAUSIBLE_NS = 1_000_000_000
+_MAX_SIDE = 8192  # pixels; several times the largest event sensor
+_MAX_LOST = 100_000  # packets: more than a minute of them
+
+
+@dataclass
+class _Packet:
+    view: EventPacketView
+    events: Events | None  # of messages that need no decoder
+
+
+class EventStream:
+    """One event stream: its newest events in ``buffer``, its clock in ``clock``.
+
+    A packet that does not continue the stream (another geometry or encoding, a stamp, number or sensor time far before
+    or after what is expected) is set aside. If the next packet continues the stream, the odd one is dropped; if not, a
+    new stream has begun, as when a bag loops or a camera is started again, and both start it. Either way it is one
+    report.
+
+    ``report(reason, sentence)`` gets everything that is lost or unusual.
+
+    ``newest``        the newest packet that was taken: size, frame_id and encoding of the stream; None before the first
+    ``starts``        how often a stream has begun after another
+    ``lost_packets``, ``packets``, ``events``  totals over all streams
+    """
+
+    def __init__(self, message_type: str, buffer: EventBuffer, report: Callable[[str, str], None]) -> None:
+        self.buffer, self.clock = buffer, SensorClock()
+        self.starts = self.lost_packets = self.packets = self.events = 0
+        self._is_array, self._report = message_type in ARRAY_TYPES, report
+        self._held: tuple[_Packet, EventSam3dError] | None = None
+        self._warned: set[str] = set()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.newest: EventPacketView | None = None
+        self._newest_ns = 0  # stamp of the newest one with events: that of an empty packet can't be checked
+        self._decoder: Decoder | None = None
+        self.clock.reset()
+        self.buffer.clear()
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Key-values for diagnostics."""
+        counters = self.buffer.counters | (self._decoder.counters if self._decoder else {})
+        t_first, t_last = self.buffer.t_first, self.buffer.t_last
+        span_us = 0 if t_first is None or t_last is None else t_last - t_first
+        values = {
+            "lost_packets": str(self.lost_packets),
+            "events/packets": str(self.packets),
+            "events/total": str(self.events),
+            "events/buffered": str(len(self.buffer)),
+            "buffer/fill_percent": f"{100 * len(self.buffer) / self.buffer.capacity:.1f}",
+            "buffer/span_ms": f"{span_us / 1000:.1f}",
+        }
+        if self.newest is not None and self._newest_ns:
+            values["clock/offset_ms"] = f"{self.clock.offset_ns / 1e6:.3f}"
+            values["clock/drift_ppm"] = f"{self.clock.drift_ppm:.2f}"
+        return values | {f"events/{name}": str(count) for name, count in counters.items()}
+
+    def add_message(self, cdr: bytes) -> None:
+        """Take in one serialized event message. Raises DecodeError or InputError for one that can't be used."""
+        self._add(self._read_array(cdr) if self._is_array else self._read_packet(cdr))
+
+    def add_events(self, stamp_ns: int, frame_id: str, width: int, height: int, events: Events) -> None:
+        """Take in events that are decoded already, with the stamp of their packet."""
+        _check_geometry(width, height)
+        view = EventPacketView(stamp_ns, frame_id, width, height, 0, 0, "decoded", False, memoryview(b""))
+        self._add(_Packet(view, events))
+
+    def _read_packet(self, cdr: bytes) -> _Packet:
+        view = parse_event_packet_cdr(cdr)
+        _check_geometry(view.width, view.height)
+        if view.stamp_ns <= 0:
+            raise InputError("event packet without a stamp was dropped: fill header.stamp", reason="zero_stamp")
+        return _Packet(view, None)
+
+    def _read_array(self, cdr: bytes) -> _Packet:
+        stamp_ns, width, height, events = decode_dvs_event_array_cdr(cdr)
+        _check_geometry(width, height)
+        if len(events):
+            # These events carry ROS time: their packet counts as stamped when its first event happened.
+            stamp_ns = int(events.t[0]) * 1000
+        frame_id = parse_header_cdr(cdr)[1]
+        view = EventPacketView(stamp_ns, frame_id, width, height, 0, 0, "event array", False, memoryview(b""))
+        return _Packet(view, events)
+
+    def _add(self, packet: _Packet) -> None:
+        problem = self._take(packet)
+        if problem is None:
+            if self._held is not None:
+                self._report(self._held[1].reason, f"one event packet was dropped: {self._held[1]}")
+                self._held = None
+        elif self._held is None:
+            self._held = packet, problem
+        else:
+            self._report(problem.reason, f"the event stream starts anew: {self._held[1]}")
+            first, self._held = self._held[0], None
+            self._forget()
+            self.starts += 1
+            if first.view.stamp_ns <= packet.view.stamp_ns and _shape(first.view) == _shape(packet.view):
+                self._take(first)
+            self._take(packet)
+
+    def _take(self, packet: _Packet) -> EventSam3dError | None:
+        """Decode and store a packet; the reason if it does not continue the stream, and then nothing is changed."""
+        view = packet.view
+        problem = self._breaks_stream(view)
+        if problem is not None:
+            return problem
+        lost = 0 if self.newest is None else max(0, view.seq - self.newest.seq - 1)
+        decoder, events = None, packet.events
+        if events is None:
+            # A copy, because whether the events continue the stream is known only when they are decoded.
+            decoder = self._decoder.copy() if self._decoder else make_decoder(*_shape(view))
+            if lost:
+                decoder.resynchronise()
+            events = decoder.decode(view.payload, view.time_base)
+        if len(events):
+            problem = self._implausible(view, events)
+            if problem is not None:
+                return problem
+            try:
+                self.buffer.append(events)
+            except BackwardTimeError as error:
+                return error
+            self._set_clock(view.stamp_ns, int(events.t[0]))
+            self._newest_ns = view.stamp_ns
+        self._decoder, self.newest = decoder, view
+        self.packets, self.events = self.packets + 1, self.events + len(events)
+        if lost:
+            self.lost_packets += lost
+            self._report("sequence_gap", f"{lost} event packets were lost on the way (seq jumps to {view.seq})")
+        if decoder is not None and decoder.warnings:
+            self._warn(decoder.warnings)
+        return None
+
+    def _set_clock(self, stamp_ns: int, first_us: int) -> None:
+        before = self.clock.steps
+        self.clock.update(stamp_ns, first_us)
+        if self.clock.steps > before:
+            self._report(
+                "clock_step",
+                "stamps of event packets and sensor time moved apart at once: the host's clock was set, or packets "
+                "were held up for seconds; the clock is fitted anew",
+            )
+
+    def _warn(self, warnings: dict[str, str]) -> None:
+        for reason, sentence in warnings.items():
+            if reason not in self._warned:
+                self._warned.add(reason)
+                self._report(reason, sentence)
+
+    def _breaks_stream(self, view: EventPacketView) -> EventSam3dError | None:
+        newest = self.newest
+        if newest is None:
+            return None
+        if _shape(view) != _shape(newest):
+            return DecodeError(
+                f"event packet is {_describe(view)}, the stream was {_describe(newest)}", reason="stream_changed"
+            )
+        if self._newest_ns - view.stamp_ns > BACKWARD_TOLERANCE_US * 1000:
+            return BackwardTimeError("stamp of the event packets", self._newest_ns // 1000, view.stamp_ns // 1000)
+        if not -1 < view.seq - newest.seq <= _MAX_LOST:
+            return DecodeError(
+                f"the number of an event packet is {view.seq} after {newest.seq}: the driver was started again, or two "
+                "publish on this topic",
+                reason="stream_restarted",
+            )
+        return None
+
+    def _implausible(self, view: EventPacketView, events: Events) -> EventSam3dError | None:
+        if self.newest is None or len(self.buffer) == 0:
+            return None
+        ahead_ns = self.clock.to_ros_ns(int(events.t[-1])) - view.stamp_ns
+        if abs(ahead_ns) < PLAUSIBLE_NS:
+            return None
+        return DecodeError(
+            f"sensor time and stamp of an event packet have moved apart by {ahead_ns / 1e9:.3f} s", reason="time_jump"
+        )
+
+
+def _check_geometry(width: int, height: int) -> None:
+    """Refuse a sensor without pixels, or one whose images would take all memory."""
+    if not (1 <= width <= _MAX_SIDE and 1 <= height <= _MAX_SIDE):
+        raise DecodeError(
+            f"event message says its sensor has {width}x{height} pixels; sides from 1 to {_MAX_SIDE} are possible: "
+            "check the driver",
+            reason="bad_geometry",
+        )
+
+
+def _shape(view: EventPacketView) -> tuple[str, int, int, bool]:
+    return view.encoding, view.width, view.height, view.is_bigendian
+
+
+def _describe(view: EventPacketView) -> str:
+    return f"{view.width}x{view.height} {view.encoding}{' big-endian' if view.is_bigendian else ''}"
