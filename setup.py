@@ -40,6 +40,7 @@ setup(
         "console_scripts": [
             "event-sam3d = event_sam3d_ros.cli:main",
             "bag_player_node = event_sam3d_ros.nodes.bag_player_node:main",
+            "dv_camera_node = event_sam3d_ros.nodes.dv_camera_node:main",
             "event_image_node = event_sam3d_ros.nodes.event_image_node:main",
             "reconstruction_node = event_sam3d_ros.nodes.reconstruction_node:main",
         ],

@@ -10,7 +10,7 @@ FILES = sorted(FOLDER.glob("*.launch.py"))
 
 
 def test_launch_files_are_there():
-    assert {file.name.split(".")[0] for file in FILES} == {"reconstruct", "davis", "prophesee", "replay"}
+    assert {file.name.split(".")[0] for file in FILES} == {"reconstruct", "davis", "prophesee", "dv_camera", "replay"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

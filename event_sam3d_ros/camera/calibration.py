@@ -89,13 +89,7 @@ def load_calibration(path: str | Path, event_camera: str = "cam0", rgb_camera: s
     Raises CalibrationError: ``no_calibration`` where the file can't be read, ``bad_calibration`` where it can't be
     understood, saying which entry.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"calibration {path} can't be read: {error}", reason="no_calibration") from error
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise CalibrationError(f"calibration {path} is not YAML: {where}", reason="bad_calibration") from error
+    content = _read(path)
     try:
         if isinstance(content, Mapping) and "event_camera" in content:
             return _own(content)
@@ -106,6 +100,30 @@ def load_calibration(path: str | Path, event_camera: str = "cam0", rgb_camera: s
         )
     except CalibrationError as error:
         raise CalibrationError(f"calibration {path}: {error}", reason=error.reason) from error
+
+
+def load_camera_info(path: str | Path) -> CameraModel:
+    """One camera from a YAML file as ROS's camera_calibration writes it; raises as `load_calibration` does."""
+    content = _read(path)
+    try:
+        if not isinstance(content, Mapping):
+            raise CalibrationError("it has no entries", reason="bad_calibration")
+        width, height = (_numbers(content, name, 1)[0] for name in ("image_width", "image_height"))
+        K = _numbers(_mapping(content, "camera_matrix"), "data", 9)
+        D = _numbers(_mapping(content, "distortion_coefficients"), "data", None)
+        return _camera("the camera", K, D, width, height, str(content.get("distortion_model", "plumb_bob")))
+    except CalibrationError as error:
+        raise CalibrationError(f"calibration {path}: {error}", reason=error.reason) from error
+
+
+def _read(path: str | Path) -> Any:
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(f"calibration {path} can't be read: {error}", reason="no_calibration") from error
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise CalibrationError(f"calibration {path} is not YAML: {where}", reason="bad_calibration") from error
 
 
 def _own(content: Mapping[str, Any]) -> CameraPair:

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from scipy.spatial.transform import Rotation
 
-from event_sam3d_ros.camera.calibration import CameraPair, load_calibration
+from event_sam3d_ros.camera.calibration import CameraPair, load_calibration, load_camera_info
 from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.errors import CalibrationError
 
@@ -164,3 +164,32 @@ def test_a_pair_checks_what_it_is_given():
         CameraPair(camera, camera, np.eye(3), (0, np.nan, 0))
     with pytest.raises(CalibrationError, match="no rotation"):
         CameraPair(camera, camera, np.eye(4), (0, 0, 0))
+
+
+ROS = {
+    "image_width": 640,
+    "image_height": 480,
+    "camera_matrix": {"rows": 3, "cols": 3, "data": [500.0, 0, 320, 0, 501, 240, 0, 0, 1]},
+    "distortion_model": "plumb_bob",
+    "distortion_coefficients": {"rows": 1, "cols": 4, "data": D},
+}
+
+
+def test_one_camera_is_read_as_ros_writes_it(tmp_path):
+    camera = load_camera_info(written(tmp_path, ROS))
+    assert (camera.width, camera.height, camera.D.tolist(), camera.K[1, 1]) == (640, 480, D, 501)
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("7", "it has no entries"),
+        (changed(ROS, "camera_matrix", None), "no entry camera_matrix"),
+        (changed(ROS, "camera_matrix/data", [1, 2]), "data is .*give 9 finite numbers"),
+        (changed(ROS, "image_width", "wide"), "image_width is 'wide': give numbers"),
+        (changed(ROS, "camera_matrix/data", [0] * 9), "not calibrated"),
+    ],
+)
+def test_what_is_wrong_with_the_calibration_of_one_camera_is_said(tmp_path, content, sentence):
+    with pytest.raises(CalibrationError, match=sentence):
+        load_camera_info(written(tmp_path, content))

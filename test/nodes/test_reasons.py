@@ -21,6 +21,7 @@ FILES = {
         *("nodes/reconstruction_node.py", "nodes/pairing.py", "nodes/conversions.py", "observations.py"),
         *("pixels.py", "camera/model.py", "preprocess.py", "reconstructor.py", "sam3d/checkpoint.py"),
     ],
+    "dv_camera_node": ["nodes/dv_camera_node.py", "nodes/dv_reader.py", "camera/calibration.py"],
 }
 OF_ENCODERS = {"out_of_range_events", "unsorted_events", "bad_events", "bad_triggers"}
 BY_SOURCE = {"late_": ["image", "mask", "event_image", "event_window"], "missing_": ["image", "mask", "event_image"]}

@@ -1,0 +1,56 @@
+"""An iniVation camera, an AEDAT4 file or a dv network stream through the pipeline; other arguments as in reconstruct."""
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+PACKAGE = "event_sam3d_ros"
+DEFAULTS = {
+    "events_topic": "/event_camera/events",
+    "image_topic": "/event_camera/image_raw",
+    "camera_info_topic": "/event_camera/camera_info",
+    "mask_topic": "/event_camera/mask",
+    "depth_topic": "/event_camera/depth",
+}
+# Parameters of dv_camera_node: default, type and description.
+SOURCE = {
+    "source": ("camera", str, "Where the data come from: camera, file or network."),
+    "camera": ("", str, "Serial number; empty takes the first camera that is found."),
+    "file": ("", str, "AEDAT4 file, for source:=file."),
+    "rate": ("1.0", float, "Speed of a file; 1.0 is real time."),
+    "address": ("127.0.0.1", str, "IP address of the sender, for source:=network."),
+    "events_port": ("7777", int, "Its TCP port for events; 0 for none."),
+    "frames_port": ("0", int, "Its TCP port for frames; 0 for none."),
+    "imu_port": ("0", int, "Its TCP port for the IMU; 0 for none."),
+    "camera_info_file": ("", str, "Calibration as ROS's camera_calibration writes it."),
+}
+
+
+def generate_launch_description():
+    core = PathJoinSubstitution([FindPackageShare(PACKAGE), "launch", "reconstruct.launch.py"])
+    preset = "Preset for this camera; the meaning is that of reconstruct.launch.py."
+    declared = [
+        DeclareLaunchArgument(name, default_value=value, description=preset) for name, value in DEFAULTS.items()
+    ]
+    declared += [
+        DeclareLaunchArgument(name, default_value=value, description=description)
+        for name, (value, _, description) in SOURCE.items()
+    ]
+    camera = Node(
+        package=PACKAGE,
+        executable="dv_camera_node",
+        name="dv_camera_node",
+        parameters=[
+            {name: ParameterValue(LaunchConfiguration(name), value_type=kind) for name, (_, kind, _) in SOURCE.items()}
+        ],
+        remappings=[
+            ("event_camera/events", LaunchConfiguration("events_topic")),
+            ("event_camera/image_raw", LaunchConfiguration("image_topic")),
+            ("event_camera/camera_info", LaunchConfiguration("camera_info_topic")),
+        ],
+        output="screen",
+    )
+    return LaunchDescription([*declared, camera, IncludeLaunchDescription(core)])
