@@ -225,24 +225,27 @@ def check_packet(words: int, events: int, found: Mapping[str, int]) -> None:
         )
 
 
-@intrinsic
-def count_ones(typing_context, word):  # type: ignore[no-untyped-def]
-    """Number of bits that are set in a uint64, as uint64; for kernels."""
+def _count_ones(typing_context, word):  # type: ignore[no-untyped-def]
+    """Number of bits that are set in a uint64."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.ctpop(arguments[0])
 
-    return types.uint64(types.uint64), generate
+    return types.int64(types.uint64), generate
 
 
-@intrinsic
-def lowest_one(typing_context, word):  # type: ignore[no-untyped-def]
-    """Position of the lowest bit that is set in a uint64 other than 0, as uint64; for kernels."""
+def _lowest_one(typing_context, word):  # type: ignore[no-untyped-def]
+    """Position of the lowest bit that is set in a uint64 other than 0."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.cttz(arguments[0], context.get_constant(types.boolean, True))
 
-    return types.uint64(types.uint64), generate
+    return types.int64(types.uint64), generate
+
+
+# One instruction each, for kernels.
+count_ones: Any = intrinsic(_count_ones)
+lowest_one: Any = intrinsic(_lowest_one)
 
 
 @njit(cache=True, nogil=True)

@@ -239,13 +239,13 @@ def _decode_evt21(words, state, counts, width, height):  # type: ignore[no-untyp
     # Shifts that bring address and mask down.
     address_at, mask_at = np.uint64(0 if s.legacy else 32), np.uint64(32 if s.legacy else 0)
     low = np.uint64(0xFFFFFFFF)
-    events, edges = np.uint64(0), 0
+    events, edges = 0, 0
     for i in range(words.size):
         kind = (words[i] >> address_at & low) >> np.uint64(28)
         if kind <= 1:
             events += count_ones(words[i] >> mask_at & low)
         edges += kind == EXT_TRIGGER
-    t, x, y, p = empty_events(np.int64(events))
+    t, x, y, p = empty_events(events)
     edge_t, edge_id, edge_p = empty_triggers(edges)
     high, has_history, has_high = s.high, s.has_history, s.has_high
     time = high << 6
@@ -257,10 +257,10 @@ def _decode_evt21(words, state, counts, width, height):  # type: ignore[no-untyp
         if kind <= 1:
             base, row, now = address >> 11 & 0x7FF, address & 0x7FF, time | address >> 22 & 0x3F
             if not has_high:
-                unsynchronised += np.int64(count_ones(mask))
+                unsynchronised += count_ones(mask)
                 continue
             while mask:
-                column = base + np.int64(lowest_one(mask))
+                column = base + lowest_one(mask)
                 mask &= mask - one
                 if column >= width or row >= height:
                     out_of_range += 1

@@ -30,6 +30,8 @@ TIME_LOW, CONTINUED_4, TIME_HIGH, RESERVED, EXT_TRIGGER, OTHERS, CONTINUED_12 = 
 # step back is the wrap after 16.777216 s. The limit is that of event_camera_codecs.
 HIGH_BITS_NOISE = 10
 
+_NO_ROW = 1 << 16  # below all images
+
 
 class Evt3Decoder(Decoder):
     """Decoder of EVT3; ``time_base_ns`` is not used by this encoding.
@@ -101,7 +103,7 @@ def _count(words):  # type: ignore[no-untyped-def]
         for i in range(words.size):
             kind = words[i] >> 12
             if kind == VECT_12 or kind == VECT_8:
-                single += np.int64(count_ones(np.uint64(words[i] & (0xFFF if kind == VECT_12 else 0xFF))))
+                single += count_ones(np.uint64(words[i] & (0xFFF if kind == VECT_12 else 0xFF)))
     return single, triggers
 
 
@@ -111,44 +113,50 @@ def _decode(words, state, counts, width, height):  # type: ignore[no-untyped-def
     t, x, y, p = empty_events(events)
     edge_t, edge_id, edge_p = empty_triggers(edges)
     s = state[0]
-    high, low, row, base, polarity = s.high, s.low, s.y, s.base_x, s.polarity
-    has_history, has_high, has_low, has_y, has_base = s.has_history, s.has_high, s.has_low, s.has_y, s.has_base
-    time = high << 12 | low
+    high, base, polarity = s.high, s.base_x, s.polarity
+    has_history, has_high, has_low, has_base = s.has_history, s.has_high, s.has_low, s.has_base
+    time, row = high << 12 | s.low, s.y if s.has_y else _NO_ROW
+    # Words are told apart by branches where the next type is easy to foresee. How many words of time come before the
+    # next event is not: all that change nothing but the lower bits share one way, without a branch in it. Most
+    # TIME_HIGH repeat the one before.
+    same_high = TIME_HIGH << 12 | high & 0xFFF if has_high else -1
+    rows = height if has_low else 0
     unsynchronised, out_of_range, unknown, reserved, early = 0, 0, 0, 0, 0
     # Unsigned: an index that may be negative is one that numba looks at twice.
     n, m, one = np.uint64(0), np.uint64(0), np.uint64(1)
     for i in range(words.size):
         word = np.int64(words[i])
         kind, value = word >> 12, word & 0xFFF
-        # The most frequent types first.
         if kind == ADDR_X:
             column = value & 0x7FF
-            if not (has_low and has_y):
-                unsynchronised += 1
-            elif column >= width or row >= height:
-                out_of_range += 1
-            else:
+            if column < width and row < rows:
                 t[n], x[n], y[n], p[n] = time, column, row, value >> 11
                 n += one
+            elif has_low and row != _NO_ROW:
+                out_of_range += 1
+            else:
+                unsynchronised += 1
         elif kind == ADDR_Y:
-            row, has_y = value & 0x7FF, 1
-        elif kind == TIME_LOW:
-            low, has_low = value, has_high
-            time = high << 12 | low
+            row = value & 0x7FF
+        elif kind == TIME_LOW or word == same_high or kind >= OTHERS or kind == CONTINUED_4:
+            is_low = -np.int64(kind == TIME_LOW)  # all bits, or none
+            time = is_low & (high << 12 | value) | ~is_low & time
+            has_low |= is_low & has_high
+            rows = height * has_low
         elif kind == VECT_12 or kind == VECT_8:
             size = 12 if kind == VECT_12 else 8
             mask = np.uint64(value if kind == VECT_12 else value & 0xFF)
-            if not (has_low and has_y and has_base):
-                unsynchronised += np.int64(count_ones(mask))
+            if not (has_low and row != _NO_ROW and has_base):
+                unsynchronised += count_ones(mask)
             else:
                 while mask:
-                    column = base + np.int64(lowest_one(mask))
+                    column = base + lowest_one(mask)
                     mask &= mask - one
-                    if column >= width or row >= height:
-                        out_of_range += 1
-                    else:
+                    if column < width and row < rows:
                         t[n], x[n], y[n], p[n] = time, column, row, polarity
                         n += one
+                    else:
+                        out_of_range += 1
             base += size
         elif kind == VECT_BASE_X:
             base, polarity, has_base = value & 0x7FF, value >> 11, 1
@@ -158,9 +166,9 @@ def _decode(words, state, counts, width, height):  # type: ignore[no-untyped-def
             if step >= 0x1000 - HIGH_BITS_NOISE and has_history:
                 step -= 0x1000
             if step != 0:
-                high, low = high + step, 0
+                high += step
                 time = high << 12
-            has_history, has_high = 1, 1
+            has_history, has_high, same_high = 1, 1, word
         elif kind == EXT_TRIGGER:
             if has_low:
                 edge_t[m], edge_id[m], edge_p[m] = time, value >> 8, value & 1
@@ -169,9 +177,10 @@ def _decode(words, state, counts, width, height):  # type: ignore[no-untyped-def
                 early += 1
         elif kind == RESERVED:
             reserved += 1
-        elif kind != OTHERS and kind != CONTINUED_4 and kind != CONTINUED_12:
+        else:
             unknown += 1
-    s.high, s.low, s.y, s.base_x, s.polarity = high, low, row, base, polarity
+    s.high, s.low, s.y, s.base_x, s.polarity = high, time & 0xFFF, row, base, polarity
+    has_y = np.int64(row != _NO_ROW)
     s.has_history, s.has_high, s.has_low, s.has_y, s.has_base = has_history, has_high, has_low, has_y, has_base
     counts[0], counts[1], counts[2], counts[3] = unsynchronised, out_of_range, unknown, reserved
     counts[4], counts[5] = early, m

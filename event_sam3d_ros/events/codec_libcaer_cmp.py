@@ -90,7 +90,7 @@ def _decode(words, state, counts, base_us, width, height):  # type: ignore[no-un
         if kind == ADDR_Y:
             events += 1
         elif kind == VECT_8:
-            events += np.int64(count_ones(np.uint64(words[i] & 0xFF)))
+            events += count_ones(np.uint64(words[i] & 0xFF))
     t, x, y, p = empty_events(events)
     s = state[0]
     column, base, polarity, has_x, has_base = s.x, s.base_y, s.polarity, s.has_x, s.has_base
@@ -123,10 +123,10 @@ def _decode(words, state, counts, base_us, width, height):  # type: ignore[no-un
         elif kind == VECT_8:
             mask = np.uint64(value & 0xFF)
             if not (has_x and has_base):
-                unsynchronised += np.int64(count_ones(mask))
+                unsynchronised += count_ones(mask)
             else:
                 while mask:
-                    row = base + np.int64(lowest_one(mask))
+                    row = base + lowest_one(mask)
                     mask &= mask - one
                     if column >= width or row >= height:
                         out_of_range += 1
@@ -139,7 +139,7 @@ def _decode(words, state, counts, base_us, width, height):  # type: ignore[no-un
             base, polarity, has_base = value & 0x7FF, value >> 11, 1
         elif kind == TIME_HIGH:
             # The times of a packet rise; what has only four bits starts again from 0 after 15.
-            folds += high < 16 and high - value >= 8
+            folds += 1 if high < 16 and high - value >= 8 else 0
             high = value
         else:
             unknown += 1

@@ -16,7 +16,6 @@ from event_sam3d_ros.events import (
     codec_libcaer_cmp,
     codec_words64,
     message_cdr,
-    representations,
 )
 from event_sam3d_ros.events.codecs import (
     ENCODINGS,
