@@ -147,9 +147,8 @@ class EventBuffer:
         self._start = (self._start + from_store) % self._ring
         self._size -= from_store
         self._grow(self._size + len(events))
-        for here, there in self._pieces(self._size, len(events)):
-            for name, stored in self._store.items():
-                stored[here] = getattr(events, name)[there]
+        begin = (self._start + self._size) % self._ring
+        _put(*self._store.values(), begin, self._ring, events.t, events.x, events.y, events.p)
         self._size += len(events)
 
     def _grow(self, size: int) -> None:
@@ -162,6 +161,22 @@ class EventBuffer:
         for stored in self._store.values():
             stored[before : before + moved] = stored[:moved]
             stored[: wrapped - moved] = stored[moved:wrapped]
+
+
+@njit(cache=True, nogil=True)
+def _put(t, x, y, p, begin, ring, new_t, new_x, new_y, new_p):  # type: ignore[no-untyped-def]
+    """Write events to the ring from ``begin`` on."""
+    _put_field(t, begin, ring, new_t)
+    _put_field(x, begin, ring, new_x)
+    _put_field(y, begin, ring, new_y)
+    _put_field(p, begin, ring, new_p)
+
+
+@njit(cache=True, nogil=True)
+def _put_field(stored, begin, ring, new):  # type: ignore[no-untyped-def]
+    before_end = min(new.size, ring - begin)
+    stored[begin : begin + before_end] = new[:before_end]
+    stored[: new.size - before_end] = new[before_end:]
 
 
 @njit(cache=True, nogil=True)

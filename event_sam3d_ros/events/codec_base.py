@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping
@@ -92,7 +91,8 @@ class Decoder(ABC):
 
     def copy(self) -> Decoder:
         """A decoder in the same state that goes its own way from here. Cheap: a step that may have to be taken back."""
-        twin = copy.copy(self)
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
         # All else is replaced, never written to.
         twin.counters, twin.warnings = self.counters.copy(), self.warnings.copy()
         return twin
