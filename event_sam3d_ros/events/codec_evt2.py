@@ -20,6 +20,7 @@ from event_sam3d_ros.events.codec_base import (
     count_ones,
     empty_events,
     empty_triggers,
+    filled,
     lowest_one,
 )
 from event_sam3d_ros.events.events import Events, Triggers
@@ -44,6 +45,7 @@ _COUNTERS = (
 # Which half of EVT2.1's words holds the address is settled by a lead of so many points, see `_legacy_lead`.
 _SETTLED = 16
 _LOOKED_AT = 4096
+_HALF = np.uint64(0xFFFFFFFF)
 
 
 class Evt2Decoder(Decoder):
@@ -61,7 +63,10 @@ class Evt2Decoder(Decoder):
     COUNTERS = _COUNTERS
 
     def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
-        return _decode_evt2(words, state, counts, self.width, self.height)
+        size, edges = _count_evt2(words)
+        events, triggers = empty_events(size), empty_triggers(edges)
+        n, m = _decode_evt2(words, *events, *triggers, state, counts, self.width, self.height)  # type: ignore[call-arg]
+        return filled(events, n, triggers, m)
 
 
 class Evt21Decoder(Decoder):
@@ -91,7 +96,12 @@ class Evt21Decoder(Decoder):
         return state
 
     def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
-        return _decode_evt21(words, state, counts, self.width, self.height)
+        if not state["settled"][0]:
+            _settle_legacy(words, state, self.width, self.height)
+        size, edges = _count_evt21(words, state)
+        events, triggers = empty_events(size), empty_triggers(edges)
+        n, m = _decode_evt21(words, *events, *triggers, state, counts, self.width, self.height)  # type: ignore[call-arg]
+        return filled(events, n, triggers, m)
 
 
 class Evt2Encoder(Encoder):
@@ -144,13 +154,19 @@ def _next_high(high, has_history, value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _decode_evt2(words, state, counts, width, height):  # type: ignore[no-untyped-def]
+def _count_evt2(words):  # type: ignore[no-untyped-def]
+    """(events, triggers) that the words hold, if all of them are valid."""
     events, edges = 0, 0
     for i in range(words.size):
         events += words[i] < np.uint32(0x20000000)
         edges += words[i] >> np.uint32(28) == EXT_TRIGGER
-    t, x, y, p = empty_events(events)
-    edge_t, edge_id, edge_p = empty_triggers(edges)
+    return events, edges
+
+
+@njit(cache=True, nogil=True)
+def _decode_evt2(  # type: ignore[no-untyped-def]
+    words, t, x, y, p, edge_t, edge_id, edge_p, state, counts, width, height
+):
     s = state[0]
     high, has_history, has_high = s.high, s.has_history, s.has_high
     time = high << 6
@@ -181,7 +197,7 @@ def _decode_evt2(words, state, counts, width, height):  # type: ignore[no-untype
             unknown += 1
     s.high, s.has_history, s.has_high = high, has_history, has_high
     counts[0], counts[1], counts[2], counts[3], counts[4] = unsynchronised, out_of_range, unknown, early, m
-    return t[:n], x[:n], y[:n], p[:n], edge_t[:m], edge_id[:m], edge_p[:m]
+    return n, m
 
 
 @njit(cache=True, nogil=True)
@@ -221,8 +237,9 @@ def _legacy_lead(words, width, height):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _settle_legacy(words, s, width, height):  # type: ignore[no-untyped-def]
+def _settle_legacy(words, state, width, height):  # type: ignore[no-untyped-def]
     """Which half is the address, as far as the stream has shown it; time is forgotten where that changes."""
+    s = state[0]
     s.lead += _legacy_lead(words, width, height)
     legacy = 1 if s.lead > 0 else 0
     if legacy != s.legacy:
@@ -232,27 +249,36 @@ def _settle_legacy(words, s, width, height):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _decode_evt21(words, state, counts, width, height):  # type: ignore[no-untyped-def]
-    s = state[0]
-    if not s.settled:
-        _settle_legacy(words, s, width, height)
-    # Shifts that bring address and mask down.
-    address_at, mask_at = np.uint64(0 if s.legacy else 32), np.uint64(32 if s.legacy else 0)
-    low = np.uint64(0xFFFFFFFF)
+def _shifts(s):  # type: ignore[no-untyped-def]
+    """Shifts that bring a word's address and its pixels down."""
+    return np.uint64(0 if s.legacy else 32), np.uint64(32 if s.legacy else 0)
+
+
+@njit(cache=True, nogil=True)
+def _count_evt21(words, state):  # type: ignore[no-untyped-def]
+    """As `_count_evt2`."""
+    address_at, mask_at = _shifts(state[0])
     events, edges = 0, 0
     for i in range(words.size):
-        kind = (words[i] >> address_at & low) >> np.uint64(28)
+        kind = (words[i] >> address_at & _HALF) >> np.uint64(28)
         if kind <= 1:
-            events += count_ones(words[i] >> mask_at & low)
+            events += count_ones(words[i] >> mask_at & _HALF)
         edges += kind == EXT_TRIGGER
-    t, x, y, p = empty_events(events)
-    edge_t, edge_id, edge_p = empty_triggers(edges)
+    return events, edges
+
+
+@njit(cache=True, nogil=True)
+def _decode_evt21(  # type: ignore[no-untyped-def]
+    words, t, x, y, p, edge_t, edge_id, edge_p, state, counts, width, height
+):
+    s = state[0]
+    address_at, mask_at = _shifts(s)
     high, has_history, has_high = s.high, s.has_history, s.has_high
     time = high << 6
     unsynchronised, out_of_range, unknown, early = 0, 0, 0, 0
     n, m, one = np.uint64(0), np.uint64(0), np.uint64(1)
     for i in range(words.size):
-        address, mask = np.int64(words[i] >> address_at & low), words[i] >> mask_at & low
+        address, mask = np.int64(words[i] >> address_at & _HALF), words[i] >> mask_at & _HALF
         kind = address >> 28
         if kind <= 1:
             base, row, now = address >> 11 & 0x7FF, address & 0x7FF, time | address >> 22 & 0x3F
@@ -280,7 +306,7 @@ def _decode_evt21(words, state, counts, width, height):  # type: ignore[no-untyp
             unknown += 1
     s.high, s.has_history, s.has_high = high, has_history, has_high
     counts[0], counts[1], counts[2], counts[3], counts[4] = unsynchronised, out_of_range, unknown, early, m
-    return t[:n], x[:n], y[:n], p[:n], edge_t[:m], edge_id[:m], edge_p[:m]
+    return n, m
 
 
 @njit(cache=True, nogil=True)

@@ -19,6 +19,7 @@ from event_sam3d_ros.events.codec_base import (
     count_ones,
     empty_events,
     empty_triggers,
+    filled,
     lowest_one,
 )
 from event_sam3d_ros.events.events import Events, Triggers
@@ -67,7 +68,10 @@ class Evt3Decoder(Decoder):
     )
 
     def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
-        return _decode(words, state, counts, self.width, self.height)
+        size, edges = _count(words)
+        events, triggers = empty_events(size), empty_triggers(edges)
+        n, m = _decode(words, *events, *triggers, state, counts, self.width, self.height)  # type: ignore[call-arg]
+        return filled(events, n, triggers, m)
 
 
 class Evt3Encoder(Encoder):
@@ -108,10 +112,9 @@ def _count(words):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _decode(words, state, counts, width, height):  # type: ignore[no-untyped-def]
-    events, edges = _count(words)
-    t, x, y, p = empty_events(events)
-    edge_t, edge_id, edge_p = empty_triggers(edges)
+def _decode(  # type: ignore[no-untyped-def]
+    words, t, x, y, p, edge_t, edge_id, edge_p, state, counts, width, height
+):
     s = state[0]
     high, base, polarity = s.high, s.base_x, s.polarity
     has_history, has_high, has_low, has_base = s.has_history, s.has_high, s.has_low, s.has_base
@@ -184,7 +187,7 @@ def _decode(words, state, counts, width, height):  # type: ignore[no-untyped-def
     s.has_history, s.has_high, s.has_low, s.has_y, s.has_base = has_history, has_high, has_low, has_y, has_base
     counts[0], counts[1], counts[2], counts[3] = unsynchronised, out_of_range, unknown, reserved
     counts[4], counts[5] = early, m
-    return t[:n], x[:n], y[:n], p[:n], edge_t[:m], edge_id[:m], edge_p[:m]
+    return n, m
 
 
 @njit(cache=True, nogil=True)

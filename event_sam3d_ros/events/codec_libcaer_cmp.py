@@ -18,6 +18,7 @@ from event_sam3d_ros.events.codec_base import (
     check_time_base,
     count_ones,
     empty_events,
+    filled,
     lowest_one,
 )
 from event_sam3d_ros.events.codec_words64 import first_time
@@ -57,7 +58,9 @@ class LibcaerCmpDecoder(Decoder):
 
     def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
         check_time_base(time_base_ns)
-        return _decode(words, state, counts, time_base_ns // 1000, self.width, self.height)
+        events = empty_events(_count(words))
+        n = _decode(words, *events, state, counts, time_base_ns // 1000, self.width, self.height)  # type: ignore[call-arg]
+        return filled(events, n)
 
     def _look_for_defects(self) -> None:
         state = self._state[0]
@@ -83,7 +86,8 @@ class LibcaerCmpEncoder(Encoder):
 
 
 @njit(cache=True, nogil=True)
-def _decode(words, state, counts, base_us, width, height):  # type: ignore[no-untyped-def]
+def _count(words):  # type: ignore[no-untyped-def]
+    """Events that the words hold, if all of them are valid."""
     events = 0
     for i in range(words.size):
         kind = words[i] >> 12
@@ -91,7 +95,11 @@ def _decode(words, state, counts, base_us, width, height):  # type: ignore[no-un
             events += 1
         elif kind == VECT_8:
             events += count_ones(np.uint64(words[i] & 0xFF))
-    t, x, y, p = empty_events(events)
+    return events
+
+
+@njit(cache=True, nogil=True)
+def _decode(words, t, x, y, p, state, counts, base_us, width, height):  # type: ignore[no-untyped-def]
     s = state[0]
     column, base, polarity, has_x, has_base = s.x, s.base_y, s.polarity, s.has_x, s.has_base
     high, low, folds = np.int64(0), np.int64(0), 0
@@ -146,7 +154,7 @@ def _decode(words, state, counts, base_us, width, height):  # type: ignore[no-un
     s.x, s.base_y, s.polarity, s.has_x, s.has_base = column, base, polarity, has_x, has_base
     s.folds += folds
     counts[0], counts[1], counts[2], counts[3] = unsynchronised, out_of_range, unknown, folds
-    return t[:n], x[:n], y[:n], p[:n]
+    return n
 
 
 @njit(cache=True, nogil=True)

@@ -9,7 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import InputError
-from event_sam3d_ros.events.codec_base import Decoder, Encoder, check_time_base, empty_events
+from event_sam3d_ros.events.codec_base import Decoder, Encoder, check_time_base, empty_events, filled
 from event_sam3d_ros.events.events import Events, Triggers
 
 # libcaer times have 31 bits of microseconds; a step back by more than half of that is a rollover, less is disorder.
@@ -27,7 +27,9 @@ class MonoDecoder(Decoder):
 
     def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
         check_time_base(time_base_ns)
-        return _decode_mono(words, counts, time_base_ns, self.width, self.height)
+        events = empty_events(words.size)
+        n = _decode_mono(words, *events, counts, time_base_ns, self.width, self.height)  # type: ignore[call-arg]
+        return filled(events, n)
 
 
 class TriggerDecoder(Decoder):
@@ -58,7 +60,9 @@ class LibcaerDecoder(Decoder):
 
     def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
         check_time_base(time_base_ns)
-        return _decode_libcaer(words, counts, time_base_ns, self.width, self.height)
+        events = empty_events(words.size // 2)
+        n = _decode_libcaer(words, *events, counts, time_base_ns, self.width, self.height)  # type: ignore[call-arg]
+        return filled(events, n)
 
 
 class MonoEncoder(Encoder):
@@ -116,8 +120,7 @@ def first_time(columns: Events | Triggers, span_us: int, encoding: str) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _decode_mono(words, counts, time_base_ns, width, height):  # type: ignore[no-untyped-def]
-    t, x, y, p = empty_events(words.size)
+def _decode_mono(words, t, x, y, p, counts, time_base_ns, width, height):  # type: ignore[no-untyped-def]
     n, one = np.uint64(0), np.uint64(1)
     for i in range(words.size):
         place = np.int64(words[i] >> np.uint64(32))
@@ -127,13 +130,12 @@ def _decode_mono(words, counts, time_base_ns, width, height):  # type: ignore[no
             x[n], y[n], p[n] = column, row, place >> 31
             n += one
     counts[0] = words.size - np.int64(n)
-    return t[:n], x[:n], y[:n], p[:n]
+    return n
 
 
 @njit(cache=True, nogil=True)
-def _decode_libcaer(words, counts, time_base_ns, width, height):  # type: ignore[no-untyped-def]
+def _decode_libcaer(words, t, x, y, p, counts, time_base_ns, width, height):  # type: ignore[no-untyped-def]
     size = words.size // 2
-    t, x, y, p = empty_events(size)
     base_us = time_base_ns // 1000
     last, rollovers, invalid = np.int64(0), np.int64(0), 0
     n, one = np.uint64(0), np.uint64(1)
@@ -151,4 +153,4 @@ def _decode_libcaer(words, counts, time_base_ns, width, height):  # type: ignore
             x[n], y[n], p[n] = column, row, place >> 1 & 1
             n += one
     counts[0], counts[1] = size - np.int64(n) - invalid, invalid
-    return t[:n], x[:n], y[:n], p[:n]
+    return n
