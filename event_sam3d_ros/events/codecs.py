@@ -30,6 +30,8 @@ from event_sam3d_ros.events.codec_words64 import (
     TriggerEncoder,
 )
 from event_sam3d_ros.events.message_cdr import (
+    ARRAY_TYPES,
+    PACKET_TYPES,
     EventPacketView,
     decode_dvs_event_array_cdr,
     encode_dvs_event_array_cdr,
@@ -39,7 +41,9 @@ from event_sam3d_ros.events.message_cdr import (
 )
 
 __all__ = [
+    "ARRAY_TYPES",
     "ENCODINGS",
+    "PACKET_TYPES",
     "Decoder",
     "Encoder",
     "EventPacketView",

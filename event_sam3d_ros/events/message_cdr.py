@@ -17,6 +17,14 @@ from event_sam3d_ros.errors import DecodeError, InputError
 from event_sam3d_ros.events.codec_base import Buffer, as_bytes, uint32_at
 from event_sam3d_ros.events.events import Events
 
+# What event messages are called. Those of either kind are field for field the same under all of its names.
+PACKET_TYPES = ("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray")  # parse_event_packet_cdr
+ARRAY_TYPES = (  # decode_dvs_event_array_cdr
+    "dvs_msgs/msg/EventArray",
+    "prophesee_event_msgs/msg/EventArray",
+    "dv_ros2_msgs/msg/EventArray",
+)
+
 _ENCAPSULATION = b"\x00\x01\x00\x00"  # CDR, little endian, no options
 # Compiled once, for a packet a millisecond is not far from what Python can do.
 _UINT32, _TWO_UINT32, _TWO_UINT64, _TIME = map(struct.Struct, ("<I", "<II", "<QQ", "<iI"))

@@ -14,13 +14,12 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from event_sam3d_ros.errors import InputError, RecordingError
+from event_sam3d_ros.events.codecs import ARRAY_TYPES as DVS_TYPES
+from event_sam3d_ros.events.codecs import PACKET_TYPES as EVENT_PACKET_TYPES
 from event_sam3d_ros.pixels import pixels_from_bytes
 from event_sam3d_ros.recordings.samples import Calibration, Frame, ImuChunk, Pose, Role
 
-EVENT_PACKET_TYPES = ("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray")
-DVS_TYPE = "dvs_msgs/msg/EventArray"
-# Field for field the same.
-DVS_TYPES = (DVS_TYPE, "prophesee_event_msgs/msg/EventArray", "dv_ros2_msgs/msg/EventArray")
+DVS_TYPE = DVS_TYPES[0]
 EVENT_TYPES = (*EVENT_PACKET_TYPES, *DVS_TYPES)
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"
