@@ -1,4 +1,4 @@
-"""An iniVation camera, an AEDAT4 file or a dv network stream through the pipeline; other arguments as in reconstruct."""
+"""An iniVation camera, an AEDAT4 file or a dv network stream through the pipeline; the rest as in reconstruct."""
 
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription

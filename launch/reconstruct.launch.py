@@ -36,6 +36,9 @@ def generate_launch_description():
         argument("input_mode", "fused", "What the network sees.", ["fused", "rgb", "events"]),
         argument("window_mode", "frame", "Windows around each frame, back to back, or of equal count.", WINDOW_MODES),
         argument("frame_clock", "host", "What stamps the frames: as the packets, or the sensor.", ["host", "sensor"]),
+        argument("alignment", "none", "How events get to the RGB camera's pixels.", ["none", "homography", "depth"]),
+        argument("calibration_file", "", "Both cameras (docs/cameras.md); empty: CameraInfo of both and /tf_static."),
+        argument("event_camera_info_topic", "/event_camera/camera_info", "For alignment without a file."),
         argument("model", "nano", "Name of an installed model, or path of a .safetensors file."),
         argument("device", "auto", "Where the network runs: auto, cpu, cuda, cuda:1 ..."),
         argument("autostart", "true", "Configure and activate the nodes by themselves.", BOOLEANS),
@@ -68,9 +71,18 @@ def generate_launch_description():
         "event_image_node",
         [
             value("event_image_params"),
-            {**shared, **{name: value(name) for name in ("event_type", "window_mode", "frame_clock")}},
+            {
+                **shared,
+                **{name: value(name) for name in ("event_type", "window_mode", "frame_clock", "alignment")},
+                "calibration_file": ParameterValue(value("calibration_file"), value_type=str),
+            },
         ],
-        [("event_camera/events", value("events_topic")), *camera_topics],
+        [
+            ("event_camera/events", value("events_topic")),
+            ("event_camera/camera_info", value("event_camera_info_topic")),
+            ("camera/depth", value("depth_topic")),
+            *camera_topics,
+        ],
         condition=UnlessCondition(EqualsSubstitution(value("input_mode"), "rgb")),
     )
     reconstruction_node = node(

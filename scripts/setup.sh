@@ -126,7 +126,7 @@ build() {
 
 compile_kernels() {
   say "compiling the numba kernels"
-  (set +u && . ./env.sh && python -m event_sam3d_ros.events.warmup) || die "the numba kernels do not compile"
+  (set +u && . ./env.sh && python -m event_sam3d_ros.events.warmup && python -m event_sam3d_ros.camera.warmup) || die "the numba kernels do not compile"
 }
 
 [ "$(uname -m)" = x86_64 ] || die "the ROS 2 wheels exist for x86_64 only; on $(uname -m) install ROS 2 Jazzy, see README.md"

@@ -43,6 +43,11 @@ class MappedEvents:
     unknown_depth: int
     outside: int
 
+    @property
+    def dropped(self) -> int:
+        """Events that are not shown."""
+        return self.unknown_depth + self.outside
+
 
 class PixelMap:
     """The RGB pixels of every event pixel.
@@ -139,10 +144,11 @@ class PixelMapper:
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Pairs [P,2] (pixel of ``source``, pixel of the other camera) and the depth that the other camera sees."""
         target = "rgb" if source == "events" else "events"
+        matrix = np.ascontiguousarray(matrix)  # each memory layout would be compiled anew
         there = _positions(self._rays[source], depth, matrix, shift, self._lenses[target])
         if seen is None:
             seen = _z_buffer(there, *self._rays[target].shape[:2])
-        inverse = np.linalg.inv(matrix)
+        inverse = np.ascontiguousarray(np.linalg.inv(matrix))
         back = _positions(self._rays[target], seen, inverse, -inverse @ shift, self._lenses[source])
         return _pairs(there, depth, back, seen, tolerance), seen
 

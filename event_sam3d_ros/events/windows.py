@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.errors import EventSam3dError, InputError
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import tencode
@@ -71,16 +71,43 @@ class _Pending:
     arrived_s: float
 
 
+class Placed(Protocol):
+    """Events in another grid: one appears once for each pixel that it covers, and some were dropped."""
+
+    @property
+    def events(self) -> Events: ...
+
+    @property
+    def dropped(self) -> int: ...
+
+
+class Grid(Protocol):
+    """The grid of the event images where it is not the event camera's own: camera/alignment.py."""
+
+    def is_ready(self, stamp_ns: int) -> bool:
+        """Whether nothing that would serve a frame of this stamp better is still to come."""
+
+    def place(self, events: Events, stamp_ns: int, width: int, height: int) -> tuple[Placed, int, int]:
+        """The events of a sensor of width x height pixels in the grid, and its size; raises EventSam3dError."""
+
+
 class EventWindows:
     """The windows that are cut out of one event stream.
+
+    ``grid``, if given, is where the events of frames' windows are shown.
 
     ``report(reason, sentence)`` gets everything that is lost or unusual.
     """
 
     def __init__(
-        self, message_type: str, settings: WindowSettings, buffer: EventBuffer, report: Callable[[str, str], None]
+        self,
+        message_type: str,
+        settings: WindowSettings,
+        buffer: EventBuffer,
+        report: Callable[[str, str], None],
+        grid: Grid | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._grid = settings, grid
         self.stream = EventStream(message_type, buffer, report)
         self._buffer, self._clock, self._report = buffer, self.stream.clock, report
         self._pending: deque[_Pending] = deque()
@@ -123,7 +150,8 @@ class EventWindows:
             frame = self._pending[0]
             start_ns, end_ns = self.settings.bounds(frame.stamp_ns)
             complete = self._buffer.t_last is not None and self._buffer.t_last >= self._sensor_us(end_ns)
-            if not complete and now_s - frame.arrived_s < self.settings.max_wait_s:
+            ready = complete and (self._grid is None or self._grid.is_ready(frame.stamp_ns))
+            if not ready and now_s - frame.arrived_s < self.settings.max_wait_s:
                 break
             self._pending.popleft()
             if self.stream.newest is None:
@@ -137,7 +165,10 @@ class EventWindows:
                     "events at the start of a frame's window were no longer kept: raise buffer_ms, buffer_max_events "
                     "or buffer_max_mb, or send frames sooner",
                 )
-            windows.append(self._of_frame(frame, start_ns, end_ns))
+            try:
+                windows.append(self._of_frame(frame, start_ns, end_ns))
+            except EventSam3dError as error:  # the grid lacks something: this frame has no event image
+                self._report(error.reason, str(error))
         return windows
 
     def _of_frame(self, frame: _Pending, start_ns: int, end_ns: int) -> EventWindow:
@@ -223,5 +254,10 @@ class EventWindows:
         bounds_us: tuple[int, int],
     ) -> EventWindow:
         assert self.stream.newest is not None
-        image = tencode(events, *bounds_us, self.stream.newest.width, self.stream.newest.height)
-        return EventWindow(stamp_ns, frame_id, *bounds_ns, ros_ns, len(events), image)
+        width, height = self.stream.newest.width, self.stream.newest.height
+        count = len(events)
+        if self._grid is not None:
+            placed, width, height = self._grid.place(events, stamp_ns, width, height)
+            events, count = placed.events, count - placed.dropped
+        image = tencode(events, *bounds_us, width, height)
+        return EventWindow(stamp_ns, frame_id, *bounds_ns, ros_ns, count, image)

@@ -8,13 +8,24 @@ from typing import Any
 
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
+from tf2_msgs.msg import TFMessage
 
+from event_sam3d_ros.camera.alignment import Alignment, AlignmentSettings
+from event_sam3d_ros.camera.calibration import load_calibration
+from event_sam3d_ros.camera.model import CameraModel
+from event_sam3d_ros.camera.warmup import warm_up as warm_up_camera
 from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.warmup import warm_up
 from event_sam3d_ros.events.windows import EventWindow, EventWindows, WindowSettings
 from event_sam3d_ros.msg import EventWindow as EventWindowMessage
-from event_sam3d_ros.nodes.conversions import header_stamp_of_cdr, image_message, ns_to_stamp
+from event_sam3d_ros.nodes.conversions import (
+    depth_from_message,
+    header_stamp_of_cdr,
+    image_message,
+    ns_to_stamp,
+    stamp_to_ns,
+)
 from event_sam3d_ros.nodes.message_classes import message_class
 from event_sam3d_ros.nodes.parameters import EVENT_IMAGE_NODE
 from event_sam3d_ros.nodes.pipeline_node import PipelineNode, run_node
@@ -45,6 +56,17 @@ _REASONS = (
     "missing_message_package",
     "bad_window",
     "bad_buffer",
+    "no_calibration",
+    "not_calibrated",
+    "bad_calibration",
+    "no_extrinsics",
+    "no_camera_info",
+    "no_transform",
+    "bad_transform",
+    "size_mismatch",
+    "missing_depth",
+    "bad_encoding",
+    "bad_image",
 )
 # Every one of these begins with a Header, all that is needed of it. camera_info comes with every frame like the image,
 # but is a thousand times smaller.
@@ -62,9 +84,16 @@ class EventImageNode(PipelineNode):
     def __init__(self) -> None:
         super().__init__("event_image_node", EVENT_IMAGE_NODE, _REASONS)
         self._windows: EventWindows | None = None
+        self._alignment: Alignment | None = None
 
     def check_together(self, value: Callable[[str], Any]) -> None:
-        """The buffer has to hold a window until the last of its events may come."""
+        """The buffer has to hold a window until the last of its events may come; a grid needs frames."""
+        if value("alignment") != "none" and value("window_mode") != "frame":
+            raise ConfigurationError(
+                f"alignment is {value('alignment')}, but window_mode {value('window_mode')} knows no RGB frames: use "
+                "window_mode frame or alignment none",
+                reason="bad_parameter",
+            )
         by_exposure = value("window_alignment") == "exposure"
         if by_exposure and value("exposure_ms") == 0:
             raise ConfigurationError(
@@ -87,8 +116,9 @@ class EventImageNode(PipelineNode):
             )
 
     def configure(self) -> None:
-        """Kernels and publishers."""
+        """Kernels, calibration and publishers."""
         warm_up()
+        self._alignment = self._make_alignment()
         self._event_class = message_class(self.value("event_type"))
         self._image_publisher = self.add_output(Image, "~/event_image", 5)
         self._window_publisher = self.add_output(EventWindowMessage, "~/event_window", 5)
@@ -96,7 +126,9 @@ class EventImageNode(PipelineNode):
     def activate(self) -> None:
         """Subscribe to events and frames."""
         buffer = self._buffer(self.value)
-        self._windows = EventWindows(self.value("event_type"), self._settings(), buffer, self.health.report)
+        self._windows = EventWindows(
+            self.value("event_type"), self._settings(), buffer, self.health.report, self._alignment
+        )
         self._counted = time.monotonic(), 0
         self.add_input(
             "events",
@@ -111,7 +143,53 @@ class EventImageNode(PipelineNode):
         if self.value("window_mode") == "frame":
             topic, frame_class = _FRAME_SOURCES[self.value("frame_source")]
             self.add_input("frames", frame_class, topic, self._on_frame, raw=True)
+        if self._alignment is not None:
+            self._subscribe_for(self._alignment)
         self._poll_timer = self.add_timer(_POLL_S, self._publish_ready)
+
+    def _make_alignment(self) -> Alignment | None:
+        """Raises CalibrationError for a file that can't be used."""
+        if self.value("alignment") == "none":
+            return None
+        warm_up_camera()
+        settings = AlignmentSettings(
+            mode=self.value("alignment"),
+            depth_of=self.value("depth_of"),
+            depth_tolerance_ns=round(self.value("depth_tolerance_ms") * 1e6),
+            fallback_depth_m=self.value("fallback_depth_m"),
+        )
+        path, names = self.value("calibration_file"), ("calibration_event_camera", "calibration_rgb_camera")
+        return Alignment(settings, load_calibration(path, *map(self.value, names)) if path else None)
+
+    def _subscribe_for(self, alignment: Alignment) -> None:
+        """The topics that tell how the cameras stand to each other, and depth."""
+
+        def on_event_camera(info: CameraInfo) -> None:
+            alignment.set_camera("events", info.header.frame_id, CameraModel.from_camera_info(info))
+
+        def on_rgb_camera(info: CameraInfo) -> None:
+            camera = CameraModel.from_camera_info(info, already_rectified=self.value("rectified"))
+            alignment.set_camera("rgb", info.header.frame_id, camera)
+
+        def on_transforms(message: TFMessage) -> None:
+            for one in message.transforms:
+                shift, turn = one.transform.translation, one.transform.rotation
+                quaternion = turn.x, turn.y, turn.z, turn.w
+                alignment.add_transform(
+                    one.header.frame_id, one.child_frame_id, (shift.x, shift.y, shift.z), quaternion
+                )
+
+        def on_depth(message: Image) -> None:
+            alignment.add_depth(stamp_to_ns(message.header.stamp), depth_from_message(message))
+
+        if not self.value("calibration_file"):
+            self.add_input("event_camera_info", CameraInfo, "event_camera/camera_info", on_event_camera)
+            self.add_input("rgb_camera_info", CameraInfo, "camera/camera_info", on_rgb_camera)
+            latched = {"reliability": "reliable", "depth": 100, "latched": True, "needed": False}
+            self.add_input("transforms", TFMessage, "/tf_static", on_transforms, **latched)
+        if self.value("alignment") == "depth":
+            topic = "camera/depth" if self.value("depth_of") == "rgb" else "event_camera/depth"
+            self.add_input("depth", Image, topic, on_depth)
 
     def deactivate(self) -> None:
         """Stop and forget the events."""
@@ -171,7 +249,12 @@ class EventImageNode(PipelineNode):
         stream = self._windows.stream
         (before_s, before), self._counted = self._counted, (time.monotonic(), stream.events)
         rate = (stream.events - before) / max(self._counted[0] - before_s, 1e-3)
-        return {"events/per_second": f"{rate:.0f}"} | stream.values
+        counters = self._alignment.counters if self._alignment else {}
+        return (
+            {"events/per_second": f"{rate:.0f}"}
+            | stream.values
+            | {f"alignment/{name}": str(count) for name, count in counters.items()}
+        )
 
 
 def main(args: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ class Input:
                  called about twice a second, makes the subscription anew where that changed.
     needed       whether silence on it is worth a warning; otherwise only while somebody publishes
     raw          hand serialized bytes to the callback, without filling a message
+    latched      receive what was published before, as of /tf_static; nothing has to follow, so silence is no warning
     drain        take everything that waits at once: rclpy's executor takes one message for each round of waiting, which
                  costs more than to decode a packet of events
 
@@ -40,6 +41,7 @@ class Input:
         depth: int = 5,
         needed: bool = True,
         raw: bool = False,
+        latched: bool = False,
         drain: bool = False,
     ) -> None:
         self.source = source
@@ -47,6 +49,7 @@ class Input:
         self._type, self._topic, self._depth, self._raw = message_type, topic, depth, raw
         self._auto, self._needed, self._drain = reliability == "auto", needed, drain
         self._reliable = reliability != "best_effort"
+        self._durability = DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
         self._since = time.monotonic()
         self._subscription = self._subscribe()
         self.refresh()
@@ -55,7 +58,7 @@ class Input:
         reliability = ReliabilityPolicy.RELIABLE if self._reliable else ReliabilityPolicy.BEST_EFFORT
         # This handler takes the place of rclpy's, which would log the incompatible QoS that refresh() is about to mend.
         events = SubscriptionEventCallbacks(incompatible_qos=lambda _: None) if self._auto else None
-        qos = QoSProfile(depth=self._depth, reliability=reliability, durability=DurabilityPolicy.VOLATILE)
+        qos = QoSProfile(depth=self._depth, reliability=reliability, durability=self._durability)
         return self._node.create_subscription(
             self._type, self._topic, self._received, qos, event_callbacks=events, raw=self._raw
         )
@@ -102,6 +105,8 @@ class Input:
 
     def silence(self, limit_s: float) -> str | None:
         """A sentence if nothing has come for ``limit_s`` seconds, with what is known about the publishers."""
+        if self._durability == DurabilityPolicy.TRANSIENT_LOCAL:
+            return None
         last = max(self._since, self._health.last_tick(self.source) or self._since)
         if time.monotonic() - last < limit_s or not (self._needed or self.has_publishers):
             return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from event_sam3d_ros.errors import ConfigurationError
-from event_sam3d_ros.events.stream import ARRAY_TYPES, PACKET_TYPES
+from event_sam3d_ros.events.codecs import ARRAY_TYPES, PACKET_TYPES
 
 Value = bool | int | float | str
 
@@ -153,8 +153,8 @@ EVENT_IMAGE_NODE = ParameterTable(
     Parameter(
         "window_alignment",
         "centre",
-        "Where the stamp lies: in the centre or at the end of its window. exposure: the window is the frame's exposure, "
-        "`exposure_ms` around the stamp.",
+        "Where the stamp lies: in the centre or at the end of its window. exposure: the window is the frame's "
+        "exposure, `exposure_ms` around the stamp.",
         choices=("centre", "end", "exposure"),
         dynamic=True,
     ),
@@ -181,6 +181,34 @@ EVENT_IMAGE_NODE = ParameterTable(
         0.0,
         10000.0,
         dynamic=True,
+    ),
+    Parameter(
+        "alignment",
+        "none",
+        "How events get to the RGB camera's pixels. none: both share one grid already. homography: by rotation alone, "
+        "for far scenes, or as calibration_file says. depth: by depth and extrinsics.",
+        choices=("none", "homography", "depth"),
+    ),
+    Parameter(
+        "calibration_file",
+        "",
+        "Both cameras, in our layout or Kalibr's (docs/cameras.md); empty: CameraInfo of both and /tf_static.",
+    ),
+    Parameter("calibration_event_camera", "cam0", "Name of the event camera in a Kalibr file."),
+    Parameter("calibration_rgb_camera", "cam1", "Name of the RGB camera in a Kalibr file."),
+    Parameter(
+        "rectified", False, "RGB images come rectified (image_rect): CameraInfo's P counts, its D is not applied."
+    ),
+    Parameter(
+        "depth_of", "rgb", "Which camera's grid the depth of `alignment` depth is in.", choices=("rgb", "events")
+    ),
+    Parameter("depth_tolerance_ms", 50.0, "Largest difference of stamps of a frame and that depth.", 0.0, 10000.0),
+    Parameter(
+        "fallback_depth_m",
+        0.0,
+        "Distance at which events are put whose depth is unknown; 0: they are left out and counted.",
+        0.0,
+        1000.0,
     ),
     Parameter("buffer_ms", 1000.0, "Events kept, by time.", 10.0, 60000.0),
     Parameter("buffer_max_events", 8_000_000, "Events kept, by number.", 1000),
@@ -279,6 +307,11 @@ _EVENT_IMAGE_TOPICS = (
     Topic("in", "/event_camera/events", "`event_type`", "best effort, depth 1000", "Event packets."),
     Topic("in", "/camera/camera_info", "sensor_msgs/CameraInfo", _AUTO, "Stamps of the RGB frames (`frame_source`)."),
     Topic("in", "/camera/image_raw", "sensor_msgs/Image", _AUTO, "The same, where no calibration comes with frames."),
+    Topic("in", "/event_camera/camera_info", "sensor_msgs/CameraInfo", _AUTO, "For `alignment`, without a file."),
+    Topic("in", "/tf_static", "tf2_msgs/TFMessage", "reliable, transient local, depth 100", "The same."),
+    Topic(
+        "in", "/camera/depth", "sensor_msgs/Image", _AUTO, "For `alignment` depth; /event_camera/depth by `depth_of`."
+    ),
     Topic("out", "~/event_image", "sensor_msgs/Image", "reliable, depth 5", "Tencode rgb8, stamp of its frame."),
     Topic("out", "~/event_window", "event_sam3d_ros/EventWindow", "reliable, depth 5", "Bounds and number of events."),
     Topic("out", "/diagnostics", "diagnostic_msgs/DiagnosticArray", "reliable, depth 10", "State, rates, counters."),

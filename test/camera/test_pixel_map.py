@@ -11,20 +11,22 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from scenes import DAVIS, FISHEYE, Scene, inside, pair, pairs_of, pinhole, views
 
+from event_sam3d_ros.camera import lens, pixel_map
 from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.camera.pixel_map import PixelMapper
+from event_sam3d_ros.camera.warmup import warm_up
 from event_sam3d_ros.errors import CalibrationError, InputError
 from event_sam3d_ros.events.events import Events
 
 SPHERE = ((0.05, 0.0, 1.0), 0.25)
 
 
-def check_against(truth, cameras, pixel_map, slack):
+def check_against(truth, cameras, found, slack):
     """Every pair is right within ``slack`` pixels from one side at least, and no pixel that has a partner is left out.
 
     A pair is made because the partner is the nearest pixel, that is within half a pixel, seen from either camera.
     """
-    events, rgb = pairs_of(pixel_map)
+    events, rgb = pairs_of(found)
     from_events = np.abs(truth["events"][2][events[:, 1], events[:, 0]] - rgb).max(-1)
     from_rgb = np.abs(truth["rgb"][2][rgb[:, 1], rgb[:, 0]] - events).max(-1)
     wrong = ~(np.fmin(from_events, from_rgb) <= 0.5 + slack)
@@ -48,8 +50,8 @@ def check_against(truth, cameras, pixel_map, slack):
 def test_a_plane_is_mapped_as_geometry_says_for_any_pose_of_the_cameras(turn, shift, tilt, distance, focal, of):
     cameras = pair(pinhole(64, 48, 60.0), pinhole(80, 60, 75.0 * focal), turn, shift)
     truth = views(Scene((*tilt, 1), distance), cameras)
-    pixel_map = PixelMapper(cameras).by_depth(truth[of][0], of)
-    for name, wrong, missing in check_against(truth, cameras, pixel_map, slack=0.3):
+    found = PixelMapper(cameras).by_depth(truth[of][0], of)
+    for name, wrong, missing in check_against(truth, cameras, found, slack=0.3):
         assert wrong == 0 and missing == 0, name
 
 
@@ -58,10 +60,10 @@ def test_a_plane_is_mapped_as_geometry_says_for_any_pose_of_the_cameras(turn, sh
 def test_a_sphere_hides_what_is_behind_it(of, shift):
     cameras = pair(pinhole(160, 120, 150.0), pinhole(240, 180, 220.0), (0.02, -0.03, 0.1), shift)
     truth = views(Scene(sphere=SPHERE), cameras)
-    pixel_map = PixelMapper(cameras).by_depth(truth[of][0], of)
-    for _, wrong, missing in check_against(truth, cameras, pixel_map, slack=0.3):
+    found = PixelMapper(cameras).by_depth(truth[of][0], of)
+    for _, wrong, missing in check_against(truth, cameras, found, slack=0.3):
         assert wrong < 0.03 and missing < 0.02  # along the sphere's outline half a pixel may fall to either side
-    events, rgb = pairs_of(pixel_map)
+    events, rgb = pairs_of(found)
     mixed = truth["events"][1][events[:, 1], events[:, 0]] != truth["rgb"][1][rgb[:, 1], rgb[:, 0]]
     assert mixed.mean() < 0.03
     hidden = np.isnan(truth["events"][2]).all(-1)  # wall that the sphere hides from the RGB camera alone
@@ -85,8 +87,8 @@ def test_real_lenses_of_both_cameras_are_taken_into_account(of):
     pose = (0.02, 0.05, -0.03), (0.06, -0.02, 0.01)
     cameras = pair(CameraModel(*DAVIS), CameraModel(*FISHEYE), *pose)
     truth = views(Scene((0.1, 0.2, 1), 1.5), cameras)
-    pixel_map = PixelMapper(cameras).by_depth(truth[of][0], of)
-    for name, wrong, missing in check_against(truth, cameras, pixel_map, slack=0.3):
+    found = PixelMapper(cameras).by_depth(truth[of][0], of)
+    for name, wrong, missing in check_against(truth, cameras, found, slack=0.3):
         assert wrong == 0 and missing == 0, name
     bare = pair(CameraModel(DAVIS[0], (), 240, 180), CameraModel(FISHEYE[0], (), 320, 240), *pose)
     without = PixelMapper(bare).by_depth(truth[of][0], of)
@@ -116,11 +118,11 @@ def test_a_given_homography_holds_for_rectified_pixels_whatever_its_scale():
 
 def test_cameras_that_are_the_same_map_every_pixel_to_itself():
     camera = CameraModel(*DAVIS)
-    for pixel_map in (
+    for found in (
         PixelMapper(pair(camera, camera)).by_homography(),
         PixelMapper(pair(camera, camera)).by_depth(np.full((180, 240), 3.0)),
     ):
-        assert np.array_equal(pixel_map.targets, np.arange(240 * 180))
+        assert np.array_equal(found.targets, np.arange(240 * 180))
 
 
 def events_at(columns, rows):
@@ -135,9 +137,8 @@ def test_holes_in_depth_stay_holes_and_are_counted():
     depth = np.full((30, 40), 2.0)
     depth[10:20, 10:20] = np.nan
     depth[0, 0], depth[0, 1], depth[0, 2] = 0.0, -1.0, np.inf
-    pixel_map = PixelMapper(pair(camera, camera)).by_depth(depth)
     events = events_at([0, 1, 2, 3, 15, 20, 45], [0, 0, 0, 0, 15, 15, 3])
-    found = pixel_map.map(events)
+    found = PixelMapper(pair(camera, camera)).by_depth(depth).map(events)
     assert (found.unknown_depth, found.outside) == (4, 1)
     assert found.events.t.tolist() == [3, 5]
     assert list(zip(found.events.x.tolist(), found.events.y.tolist(), strict=True)) == [(3, 0), (20, 15)]
@@ -185,3 +186,17 @@ def test_depth_of_another_size_and_depth_without_extrinsics_are_refused_in_words
     with pytest.raises(CalibrationError, match="one distance only") as error:
         PixelMapper(pair(camera, camera, homography=np.eye(3))).by_depth(np.ones((30, 40)))
     assert error.value.reason == "no_extrinsics"
+
+
+def test_the_warm_up_compiles_every_kernel_once_for_all_inputs():
+    def compiled():
+        called = (pixel_map._positions, pixel_map._z_buffer, pixel_map._pairs, pixel_map._sorted_by_event_pixel)
+        return [len(kernel.signatures) for kernel in (*called, pixel_map._map_events, lens.project_rays)]
+
+    warm_up()
+    cameras = pair(CameraModel(*DAVIS), CameraModel(*FISHEYE), (0.02, 0.05, -0.03), (0.06, -0.02, 0.01))
+    mapper, truth = PixelMapper(cameras), views(Scene(), cameras)
+    for found in (mapper.by_depth(truth["rgb"][0]), mapper.by_depth(truth["events"][0], "events", 1.0)):
+        found.map(events_at([1, 2], [3, 4]))
+    mapper.by_homography()
+    assert compiled() == [1] * 6

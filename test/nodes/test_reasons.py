@@ -16,6 +16,7 @@ FILES = {
         *("nodes/event_image_node.py", "nodes/message_classes.py", "events/windows.py", "events/stream.py"),
         *("events/buffer.py", "events/clock.py", "events/message_cdr.py"),
         *(str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.glob("events/codec*.py"))),
+        *(str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.glob("camera/*.py"))),
     ],
     "reconstruction_node": [
         *("nodes/reconstruction_node.py", "nodes/pairing.py", "nodes/conversions.py", "observations.py"),
