@@ -1,6 +1,7 @@
 """``event-sam3d``: the package's one command.
 
-Exit codes: 0 done, 1 the work could not be done, 2 the input or the command line is wrong, 130 interrupted.
+Exit codes: 0 done, 1 the work could not be done (doctor: something is wrong with the events), 2 the input or the
+command line is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; ``arguments`` default to the command line's. Returns the exit code."""
     options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], None] = options.command
+    command: Callable[[argparse.Namespace], int | None] = options.command
     try:
         with warnings.catch_warnings():
             _show_warnings(options.name)
-            command(options)
+            return command(options) or 0
     except EventSam3dError as error:
         print(f"event-sam3d {options.name}: {error}", file=sys.stderr)
         return 1 if error.reason == "demo" else 2
@@ -38,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"event-sam3d {options.name}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _show_warnings(name: str) -> None:
@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the results (%(default)s)")
     demo.add_argument("--rate", type=_rate, default=1.0, help="speed, 1 = as recorded (%(default)s)")
     demo.set_defaults(command=_demo)
+
+    doctor = commands.add_parser("doctor", help="say in plain words what is wrong with a stream of events")
+    doctor.add_argument("target", metavar="TOPIC|FILE", help="topic to listen to, or recording")
+    doctor.add_argument("--seconds", type=float, default=5.0, help="how long to listen to a topic (%(default)s)")
+    doctor.set_defaults(command=_doctor)
 
     info = commands.add_parser("info", help="show the installed model, or what a recording holds")
     info.add_argument("path", type=Path, nargs="?", help="recording of any kind")
@@ -157,6 +162,15 @@ def _demo(options: argparse.Namespace) -> None:
 
     bag = options.bag or share_folder() / "data" / "demo_bag"
     run_demo(DemoOptions(bag, options.out, options.rate))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from event_sam3d_ros.doctor import examine
+
+    diagnoses = examine(options.target, options.seconds)
+    for diagnosis in diagnoses:
+        print(diagnosis.text())
+    return int(any(diagnosis.findings for diagnosis in diagnoses))
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -148,7 +148,8 @@ class EventBuffer:
         self._size -= from_store
         self._grow(self._size + len(events))
         begin = (self._start + self._size) % self._ring
-        _put(*self._store.values(), begin, self._ring, events.t, events.x, events.y, events.p)
+        t, x, y, p = self._store.values()
+        _put(t, x, y, p, begin, self._ring, events.t, events.x, events.y, events.p)
         self._size += len(events)
 
     def _grow(self, size: int) -> None:

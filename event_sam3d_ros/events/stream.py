@@ -9,6 +9,7 @@ from event_sam3d_ros.errors import DecodeError, EventSam3dError, InputError
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US, BackwardTimeError, SensorClock
 from event_sam3d_ros.events.codecs import (
+    ARRAY_TYPES,
     Decoder,
     EventPacketView,
     decode_dvs_event_array_cdr,
@@ -17,10 +18,6 @@ from event_sam3d_ros.events.codecs import (
     parse_header_cdr,
 )
 from event_sam3d_ros.events.events import Events
-
-PACKET_TYPES = ("event_camera_msgs/msg/EventPacket", "event_array_msgs/msg/EventArray")
-# Field for field the same message under three names.
-ARRAY_TYPES = ("dvs_msgs/msg/EventArray", "prophesee_event_msgs/msg/EventArray", "dv_ros2_msgs/msg/EventArray")
 
 # A sensor's clock and its packets' stamps agree to a few ms; further apart they are not of one stream.
 PLAUSIBLE_NS = 1_000_000_000
@@ -45,6 +42,7 @@ class EventStream:
     ``report(reason, sentence)`` gets everything that is lost or unusual.
 
     ``newest``        the newest packet that was taken: size, frame_id and encoding of the stream; None before the first
+    ``newest_events``  its events
     ``starts``        how often a stream has begun after another
     ``lost_packets``, ``packets``, ``events``  totals over all streams
     """
@@ -59,6 +57,7 @@ class EventStream:
 
     def _forget(self) -> None:
         self.newest: EventPacketView | None = None
+        self.newest_events = Events.empty()
         self._newest_ns = 0  # stamp of the newest one with events: that of an empty packet can't be checked
         self._decoder: Decoder | None = None
         self.clock.reset()
@@ -151,7 +150,7 @@ class EventStream:
                 return error
             self._set_clock(view.stamp_ns, int(events.t[0]))
             self._newest_ns = view.stamp_ns
-        self._decoder, self.newest = decoder, view
+        self._decoder, self.newest, self.newest_events = decoder, view, events
         self.packets, self.events = self.packets + 1, self.events + len(events)
         if lost:
             self.lost_packets += lost

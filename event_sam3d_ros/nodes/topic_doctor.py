@@ -1,0 +1,134 @@
+"""Looks at a live topic of events for some seconds: who publishes how, who can't hear it, what is in the packets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+
+from event_sam3d_ros.doctor import Diagnosis, Finding, StreamDoctor
+from event_sam3d_ros.errors import ConfigurationError, EventSam3dError
+from event_sam3d_ros.events.stream import ARRAY_TYPES, PACKET_TYPES
+from event_sam3d_ros.nodes.health import Health
+from event_sam3d_ros.nodes.inputs import Input
+from event_sam3d_ros.nodes.message_classes import message_class
+
+_DISCOVERY_S = 3.0
+_TYPES = (*PACKET_TYPES, *ARRAY_TYPES)
+
+
+def examine_topic(topic: str, seconds: float) -> Diagnosis:
+    """Subscribe as event_image_node does, listen, and say what is wrong."""
+    if seconds <= 0:
+        raise ConfigurationError(f"can't listen for {seconds:g} s: give more than 0", reason="bad_parameter")
+    rclpy.init(args=[])
+    try:
+        node = Node("event_sam3d_doctor")
+        try:
+            return _examine(node, topic, seconds)
+        finally:
+            node.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+
+
+def _examine(node: Node, topic: str, seconds: float) -> Diagnosis:
+    name = node.resolve_topic_name(topic)
+    _spin(node, _DISCOVERY_S, until=lambda: bool(node.get_publishers_info_by_topic(name)))
+    publishers = node.get_publishers_info_by_topic(name)
+    if not publishers:
+        return Diagnosis(name, [], [_nobody(node, name)])
+    if node.count_publishers("/clock"):  # a recording is played: its time is now
+        node.set_parameters([Parameter("use_sim_time", value=True)])
+    facts = [f"published by {_describe(publisher)}" for publisher in publishers]
+    findings = []
+    if len(publishers) > 1:
+        names = ", ".join(publisher.node_name for publisher in publishers)
+        sentence = f"{len(publishers)} publish here ({names}): two streams can't be told apart; remap all but one"
+        findings.append(Finding("several_publishers", sentence))
+    kind = publishers[0].topic_type
+    try:
+        if kind not in _TYPES:
+            known = ", ".join(_TYPES)
+            raise ConfigurationError(f"the topic is of type {kind}; events are {known}", reason="not_events")
+        doctor = StreamDoctor(kind)
+        _listen(node, name, message_class(kind), doctor, seconds)
+    except EventSam3dError as error:
+        return Diagnosis(f"{name} ({kind})", facts, [*findings, Finding(error.reason, str(error))])
+    findings += _deaf_subscribers(node, name)
+    return Diagnosis(f"{name} ({kind})", facts + doctor.facts(), findings + doctor.findings())
+
+
+def _listen(node: Node, name: str, kind: type, doctor: StreamDoctor, seconds: float) -> None:
+    health = Health(node.get_logger().warning)
+    source = Input(
+        node,
+        health,
+        "events",
+        kind,
+        name,
+        # Until /clock has told the time it is 0.
+        lambda cdr: doctor.add_message(cdr, node.get_clock().now().nanoseconds or None),
+        reliability="best_effort",
+        depth=1000,
+        raw=True,
+        drain=True,
+    )
+    try:
+        _spin(node, seconds)
+    finally:
+        source.destroy()
+
+
+def _spin(node: Node, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    end = time.monotonic() + seconds
+    try:
+        while not until() and time.monotonic() < end:
+            executor.spin_once(timeout_sec=0.05)
+    finally:
+        executor.remove_node(node)
+        executor.shutdown()
+
+
+def _nobody(node: Node, name: str) -> Finding:
+    others = [topic for topic, kinds in node.get_topic_names_and_types() if set(kinds) & set(_TYPES)]
+    there = f"events are on {', '.join(sorted(others))}" if others else "nothing else publishes events either"
+    return Finding(
+        "no_publisher",
+        f"nobody publishes on {name}; {there}: see that the driver runs, in the same ROS_DOMAIN_ID and namespace",
+    )
+
+
+def _deaf_subscribers(node: Node, name: str) -> list[Finding]:
+    """Subscriptions that ask for more than a publisher offers: they get nothing, and rarely say so."""
+    found = []
+    for subscriber in node.get_subscriptions_info_by_topic(name):
+        for publisher in node.get_publishers_info_by_topic(name):
+            wanted, offered = subscriber.qos_profile, publisher.qos_profile
+            asked = []
+            if ReliabilityPolicy.RELIABLE == wanted.reliability != offered.reliability:
+                asked.append("reliable, where only best effort is offered")
+            if DurabilityPolicy.TRANSIENT_LOCAL == wanted.durability != offered.durability:
+                asked.append("transient local, where only volatile is offered")
+            if asked:
+                found.append(
+                    Finding(
+                        "qos_mismatch",
+                        f"{subscriber.node_name} gets nothing from {publisher.node_name}: it asks for "
+                        f"{' and '.join(asked)}; subscribe with the QoS of sensor data (best effort, volatile)",
+                    )
+                )
+    return found
+
+
+def _describe(publisher: TopicEndpointInfo) -> str:
+    qos = publisher.qos_profile
+    return f"{publisher.node_name} ({qos.reliability.short_key}, {qos.durability.short_key})"
