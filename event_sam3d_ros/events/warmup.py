@@ -16,8 +16,14 @@ from event_sam3d_ros.events.codecs import (
     make_decoder,
     make_encoder,
 )
-from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.events.events import Events, concatenate
+from event_sam3d_ros.events.representations import (
+    histogram,
+    tencode,
+    tencode_reference,
+    time_surface,
+    voxel_grid,
+)
 
 
 def warm_up() -> None:
@@ -34,6 +40,11 @@ def warm_up() -> None:
     buffer.window(0, 1)
     SensorClock().update(0, 0)
     tencode(one, 0, 1, 1, 1)
+    tencode(concatenate([Events(one.t + 1, one.x, one.y, one.p), one]), 0, 2, 1, 1)  # not sorted: another kernel
+    tencode_reference(one, 1, 1)
+    voxel_grid(one, 0, 1, 1, 1, normalise=True)
+    histogram(one, 0, 1, 1, 1)
+    time_surface(one, 0, 1, 1, 1)
 
 
 if __name__ == "__main__":
