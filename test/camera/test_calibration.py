@@ -1,5 +1,7 @@
 """Calibration files: both layouts give the same cameras, and what is wrong with a file is said in one sentence."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -193,3 +195,9 @@ def test_one_camera_is_read_as_ros_writes_it(tmp_path):
 def test_what_is_wrong_with_the_calibration_of_one_camera_is_said(tmp_path, content, sentence):
     with pytest.raises(CalibrationError, match=sentence):
         load_camera_info(written(tmp_path, content))
+
+
+def test_the_layout_in_the_documentation_can_be_read(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/cameras.md").read_text()
+    cameras = load_calibration(written(tmp_path, text.split("```yaml\n")[1].split("```")[0]))
+    assert (cameras.events.width, cameras.rgb.width, cameras.translation[0]) == (640, 1280, 0.08)
