@@ -31,6 +31,7 @@ from scipy.spatial.transform import Rotation
 from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.errors import CalibrationError
 
+_MAX_SIDE = 16384  # pixels; the maps hold every pixel of both cameras
 _KALIBR_LENSES = {"radtan": ("plumb_bob", 4), "equidistant": ("equidistant", 4), "none": ("plumb_bob", 0)}
 
 
@@ -44,7 +45,8 @@ class CameraPair:
     homography   float64 [3,3] or None  takes rectified event pixels to rectified RGB pixels, and then the two above
                  do not count
 
-    Raises CalibrationError ``bad_calibration`` for a matrix that is no rotation, or a homography without inverse.
+    Raises CalibrationError ``bad_calibration`` for a matrix that is no rotation, a homography without inverse, or an
+    image that is too large to be one.
     """
 
     events: CameraModel
@@ -54,6 +56,12 @@ class CameraPair:
     homography: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
+        for camera in (self.events, self.rgb):
+            if max(camera.width, camera.height) > _MAX_SIDE:
+                raise CalibrationError(
+                    f"a camera of {camera.width}x{camera.height} pixels is none: sides up to {_MAX_SIDE} are possible",
+                    reason="bad_calibration",
+                )
         object.__setattr__(self, "rotation", np.array(self.rotation, np.float64))
         object.__setattr__(self, "translation", np.array(self.translation, np.float64))
         if self.rotation.shape != (3, 3) or not (

@@ -16,7 +16,11 @@ from event_sam3d_ros.camera.alignment import Alignment, AlignmentSettings
 from event_sam3d_ros.camera.pixel_map import PixelMapper
 from event_sam3d_ros.camera.transforms import StaticTransforms
 from event_sam3d_ros.errors import CalibrationError, InputError
-from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.codecs import encode_event_packet_cdr, make_encoder
+from event_sam3d_ros.events.events import Events, concatenate
+from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.events.windows import EventWindows, WindowSettings
 
 EVENT_CAMERA, RGB_CAMERA = pinhole(64, 48, 60.0), pinhole(80, 60, 75.0)
 TURN, SHIFT = Rotation.from_rotvec((0.02, -0.03, 0.1)), (0.1, 0.02, -0.03)
@@ -137,3 +141,50 @@ def test_transforms_are_composed_along_any_tree(steps):
     assert np.allclose(tree.between("f0", f"f{len(steps)}"), expected, atol=1e-9)
     assert np.allclose(tree.between(f"f{len(steps)}", "f0"), np.linalg.inv(expected), atol=1e-9)
     assert np.array_equal(tree.between("f0", "f0"), np.eye(4))
+
+
+class Windows:
+    """EventWindows on the grid of an alignment, fed with packets of 10 ms."""
+
+    def __init__(self, alignment):
+        self.reports = []
+        kind = "event_camera_msgs/msg/EventPacket"
+        report = lambda reason, sentence: self.reports.append((reason, sentence))  # noqa: E731
+        self.windows = EventWindows(kind, WindowSettings(max_wait_s=0.1), EventBuffer(), report, alignment)
+        self.encoder = make_encoder("mono", 64, 48)
+        self.generator = np.random.default_rng(0)
+        self.all = []
+
+    def feed(self, until_us):
+        for begin in range(sum(map(len, self.all)) * 100, until_us, 10_000):
+            x, y = self.generator.integers(0, (64, 48), (100, 2)).astype(np.uint16).T
+            t = np.arange(begin, begin + 10_000, 100)
+            self.all.append(Events(t, x, y, np.ones(100, np.uint8)))
+            payload, time_base = self.encoder.encode(self.all[-1])
+            fields = {"stamp_ns": MS + begin * 1000, "frame_id": "e", "seq": len(self.all) - 1, "encoding": "mono"}
+            size = {"width": 64, "height": 48, "time_base": time_base, "payload": payload}
+            self.windows.add_packet(encode_event_packet_cdr(**fields, **size))
+
+
+def test_a_frame_waits_for_its_depth_but_not_for_ever():
+    depth = views(Scene(), CAMERAS)["rgb"][0]
+    alignment = Alignment(AlignmentSettings("depth"), CAMERAS)
+    made = Windows(alignment)
+    made.windows.add_frame(101 * MS, "rgb", now_s=0.0)
+    made.feed(200_000)
+    assert made.windows.ready(0.05) == []  # events are there, depth is not
+    alignment.add_depth(110 * MS, depth)
+    (window,) = made.windows.ready(0.06)
+    events = concatenate(made.all)
+    mapped = PixelMapper(CAMERAS).by_depth(depth).map(events[(events.t >= 75_000) & (events.t < 125_000)])
+    assert np.array_equal(window.image, tencode(mapped.events, 75_000, 125_000, 80, 60))
+    assert window.event_count == 500 - mapped.dropped and made.reports == []
+
+    made.windows.add_frame(201 * MS, "rgb", now_s=1.0)
+    made.feed(300_000)
+    assert made.windows.ready(1.05) == [] == made.windows.ready(1.2)
+    assert [reason for reason, _ in made.reports] == ["missing_depth"]
+    alignment.add_depth(301 * MS, depth)
+    made.windows.add_frame(301 * MS, "rgb", now_s=2.0)
+    made.feed(400_000)
+    assert len(made.windows.ready(2.0)) == 1  # the next frame has its image again

@@ -1,10 +1,14 @@
 """Calibration files: both layouts give the same cameras, and what is wrong with a file is said in one sentence."""
 
+import copy as copy_module
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from event_sam3d_ros.camera.calibration import CameraPair, load_calibration, load_camera_info
@@ -166,6 +170,8 @@ def test_a_pair_checks_what_it_is_given():
         CameraPair(camera, camera, np.eye(3), (0, np.nan, 0))
     with pytest.raises(CalibrationError, match="no rotation"):
         CameraPair(camera, camera, np.eye(4), (0, 0, 0))
+    with pytest.raises(CalibrationError, match="100000x48 pixels is none"):
+        CameraPair(camera, CameraModel(camera.K, (), 100_000, 48), np.eye(3), (0, 0, 0))
 
 
 ROS = {
@@ -201,3 +207,34 @@ def test_the_layout_in_the_documentation_can_be_read(tmp_path):
     text = (Path(__file__).parents[2] / "docs/cameras.md").read_text()
     cameras = load_calibration(written(tmp_path, text.split("```yaml\n")[1].split("```")[0]))
     assert (cameras.events.width, cameras.rgb.width, cameras.translation[0]) == (640, 1280, 0.08)
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=5)
+ANYTHING = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=9) | st.dictionaries(st.text(max_size=5), inner), max_leaves=12
+)
+PLACES = [
+    *((OWN, place) for place in ("event_camera", "rgb_camera/K", "rgb_camera/D", "rgb_from_events/rotation")),
+    *((OWN, place) for place in ("event_camera/width", "event_camera/distortion_model", "homography")),
+    *((KALIBR, place) for place in ("cam0", "cam1/T_cn_cnm1", "cam1/intrinsics", "cam0/distortion_coeffs")),
+    *((KALIBR, place) for place in ("cam0/resolution", "cam0/camera_model", "cam1")),
+]
+
+
+@given(st.sampled_from(PLACES), ANYTHING)
+def test_whatever_stands_in_a_file_it_is_read_or_refused(place, value):
+    content, where = place
+    copy = copy_module.deepcopy(content)
+    *path, last = where.split("/")
+    entry = copy
+    for name in path:
+        entry = entry[name]
+    entry[last] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(Path(folder), copy)
+        try:
+            cameras = load_calibration(path)
+        except CalibrationError as error:
+            assert str(path) in str(error) and error.reason in ("bad_calibration", "not_calibrated")
+        else:
+            assert cameras.events.width > 0

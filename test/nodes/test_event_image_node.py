@@ -216,3 +216,22 @@ def test_a_buffer_shorter_than_a_window_and_its_wait_is_refused(bench, ros):
     assert node.trigger_configure().name == "FAILURE"
     assert "buffer_ms is 140" in node.health.recent()["bad_parameter"]
     node.close()
+
+
+def test_alignment_without_frames_is_refused(ros):
+    ros.shutdown()
+    ros.init(args=["--ros-args", *("-p autostart:=false -p alignment:=depth -p window_mode:=continuous".split())])
+    node = EventImageNode()
+    assert node.trigger_configure().name == "FAILURE"
+    assert "alignment is depth, but window_mode continuous knows no RGB frames" in node.health.recent()["bad_parameter"]
+    node.close()
+
+
+def test_a_calibration_file_that_cannot_be_used_is_refused(ros):
+    ros.shutdown()
+    arguments = "-p autostart:=false -p alignment:=homography -p calibration_file:=/nowhere.yaml".split()
+    ros.init(args=["--ros-args", *arguments])
+    node = EventImageNode()
+    assert node.trigger_configure().name == "FAILURE"
+    assert "/nowhere.yaml can't be read" in node.health.recent()["no_calibration"]
+    node.close()
