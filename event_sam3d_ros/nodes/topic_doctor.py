@@ -14,7 +14,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from event_sam3d_ros.doctor import Diagnosis, Finding, StreamDoctor
 from event_sam3d_ros.errors import ConfigurationError, EventSam3dError
-from event_sam3d_ros.events.stream import ARRAY_TYPES, PACKET_TYPES
+from event_sam3d_ros.events.codecs import ARRAY_TYPES, PACKET_TYPES
 from event_sam3d_ros.nodes.health import Health
 from event_sam3d_ros.nodes.inputs import Input
 from event_sam3d_ros.nodes.message_classes import message_class
