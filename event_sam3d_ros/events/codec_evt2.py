@@ -204,22 +204,27 @@ def _decode_evt2(  # type: ignore[no-untyped-def]
 def _points(address, mask, last_high, width, height):  # type: ignore[no-untyped-def]
     """How well two halves go as address and pixels: (points, TIME_HIGH).
 
-    Sensors leave the other half of TIME_HIGH empty, and it counts up in small steps; events are in the image, have at
-    least one pixel, and begin at a multiple of 32. A mask taken for an address rarely has all that.
+    Sensors leave the other half of TIME_HIGH and triggers empty, and TIME_HIGH counts up; events are in the image, have
+    at least one pixel, and begin at a multiple of 32. A mask taken for an address rarely has all that, and an empty half
+    taken for one says nothing.
     """
     kind = address >> 28
     if kind == TIME_HIGH:
         high = address & (_WRAP - 1)
         step = high - last_high if last_high >= 0 else 0
-        if 0 <= step <= 1 << 10 and (mask == 0 or step > 0):
-            return (8 if mask == 0 else 4), high
-        return 0, high
+        if mask == 0 and step >= 0:
+            return 8, high
+        return (4 if 0 < step <= 1 << 10 else 0), high
+    if address == 0:
+        return 0, last_high
     if kind <= 1:
         column, row = address >> 11 & 0x7FF, address & 0x7FF
         if column >= width or row >= height or mask == 0:
             return -1, last_high
         return (1 if column % 32 else 2), last_high
-    return (0 if kind == EXT_TRIGGER or kind == OTHERS or kind == CONTINUED else -2), last_high
+    if kind == EXT_TRIGGER:
+        return (4 if mask == 0 else 0), last_high
+    return (0 if kind == OTHERS or kind == CONTINUED else -2), last_high
 
 
 @njit(cache=True, nogil=True)

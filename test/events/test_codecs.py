@@ -118,20 +118,117 @@ def test_invalid_libcaer_events_are_counted():
     assert decoder.counters == {"out_of_range_events": 0, "invalid_events": 2}
 
 
-@pytest.mark.parametrize("encoding", ["mono", "libcaer"])
-def test_every_wrong_length_is_refused(encoding):
-    payload, _ = make_encoder(encoding, WIDTH, HEIGHT).encode(make([(1, 2, 3, 1), (4, 5, 6, 0)]))
+def sample_of(encoding: str) -> tuple[bytes, int]:
+    """A packet with what the encoding has: single events, rows of events, triggers."""
+    rows = [(70, x, 3, 1) for x in range(40)] + [(80, 9, y, 0) for y in range(8)] + [(5000, 9, 1, 1), (5000, 7, 1, 1)]
+    edges = Triggers(np.array([70, 75, 6000]), np.array([3, 0, 1], np.uint8), np.array([1, 0, 1], np.uint8))
+    encoder = make_encoder(encoding, WIDTH, HEIGHT)
+    return encoder.encode(
+        Events.empty() if encoding == "trigger" else make(rows), edges if encoder.TRIGGER_BITS else Triggers.empty()
+    )
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_packets_cut_at_every_byte(encoding):
+    """Cut inside a word they are refused without a trace; cut between words, both parts give the whole."""
+    payload, time_base_ns = sample_of(encoding)
     decoder = make_decoder(encoding, WIDTH, HEIGHT)
-    for cut in range(len(payload)):
-        if cut % 8:
-            with pytest.raises(DecodeError) as error:
-                decoder.decode(payload[:cut])
-            assert error.value.reason == "truncated_packet"
-        else:
-            assert len(decoder.decode(payload[:cut])) == cut // 8
+    whole, edges = rows_of(decoder.decode(payload, time_base_ns)), decoder.triggers
+    size = decoder.WORD.itemsize * decoder.GROUP
+    for cut in range(len(payload) + 1):
+        decoder = make_decoder(encoding, WIDTH, HEIGHT)
+        if cut % size:
+            for _ in range(2):
+                with pytest.raises(DecodeError) as error:
+                    decoder.decode(payload[:cut], time_base_ns)
+                assert error.value.reason == "truncated_packet"
+            assert rows_of(decoder.decode(payload, time_base_ns)) == whole
+            continue
+        first, first_edges = decoder.decode(payload[:cut], time_base_ns), decoder.triggers
+        second, second_edges = decoder.decode(payload[cut:], time_base_ns), decoder.triggers
+        # Words of time are not said again in the second part: only encodings whose packets carry on have all times.
+        names = slice(1, 4) if encoding == "libcaer_cmp" else slice(4)
+        assert [row[names] for row in rows_of(concatenate([first, second]))] == [row[names] for row in whole]
+        assert [*first_edges.t, *second_edges.t] == edges.t.tolist()
 
 
-@pytest.mark.parametrize("encoding", ["mono", "libcaer"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_copy_goes_its_own_way(encoding):
+    payload, time_base_ns = sample_of(encoding)
+    half = len(payload) // 16 * 8
+    decoder = make_decoder(encoding, WIDTH, HEIGHT)
+    decoder.decode(payload[:half], time_base_ns)
+    twin = decoder.copy()
+    expected = rows_of(decoder.copy().decode(payload[half:], time_base_ns))
+    twin.resynchronise()
+    twin.decode(payload, time_base_ns)
+    twin.reset()
+    counters = decoder.counters.copy()
+    twin.decode(payload, time_base_ns)
+    assert decoder.counters == counters
+    assert rows_of(decoder.decode(payload[half:], time_base_ns)) == expected
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_after_a_loss_nothing_is_made_up(encoding):
+    """Whatever part of a packet is lost: what comes out is events of the whole one, and what is dropped is counted."""
+    payload, time_base_ns = sample_of(encoding)
+    decoder = make_decoder(encoding, WIDTH, HEIGHT)
+    whole = rows_of(decoder.decode(payload, time_base_ns))
+    size = decoder.WORD.itemsize * decoder.GROUP
+    # Times of libcaer_cmp begin anew with each packet, so that those of half a packet are other ones.
+    names = slice(1, 4) if encoding == "libcaer_cmp" else slice(4)
+    for cut in range(0, len(payload), size):
+        decoder = make_decoder(encoding, WIDTH, HEIGHT)
+        decoder.decode(payload, time_base_ns)
+        decoder.resynchronise()
+        rest = rows_of(decoder.decode(payload[cut:], time_base_ns))
+        assert {row[names] for row in rest} <= {row[names] for row in whole}
+        assert rest or encoding == "trigger" or cut > size or not decoder.counters.get("unsynchronised_events")
+        dropped = decoder.counters.get("unsynchronised_events", 0)
+        if "unsynchronised_events" not in decoder.counters and encoding != "trigger":
+            assert len(rest) == len(whole) - cut // size
+        undisturbed = make_decoder(encoding, WIDTH, HEIGHT)
+        undisturbed.decode(payload, time_base_ns)
+        assert len(rest) + dropped == len(undisturbed.decode(payload[cut:], time_base_ns))
+
+
+EDGES = st.tuples(
+    st.integers(0, 2 * EPOCH_US),
+    st.lists(st.tuples(st.integers(0, 4_000_000), st.integers(0, 15), st.integers(0, 1)), max_size=20),
+).map(lambda drawn: [(drawn[0] + dt, *rest) for dt, *rest in sorted(drawn[1], key=lambda row: row[0])])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "wrap_us"), [("evt2", 1 << 34), ("evt21", 1 << 34), ("evt3", 1 << 24), ("trigger", 0)]
+)
+@given(edges=EDGES)
+def test_triggers_alone_come_back(encoding, wrap_us, edges):
+    columns = list(zip(*edges, strict=True)) if edges else [(), (), ()]
+    triggers = Triggers(*(np.array(c, d) for c, d in zip(columns, ("i8", "u1", "u1"), strict=True)))
+    payload, time_base_ns = make_encoder(encoding, WIDTH, HEIGHT).encode(Events.empty(), triggers)
+    decoder = make_decoder(encoding, WIDTH, HEIGHT)
+    assert len(decoder.decode(payload, time_base_ns)) == 0
+    shift = edges[0][0] // wrap_us * wrap_us if edges and wrap_us else 0
+    found = zip(decoder.triggers.t.tolist(), decoder.triggers.id.tolist(), decoder.triggers.p.tolist(), strict=True)
+    assert list(found) == [(t - shift, *rest) for t, *rest in edges]
+    assert decoder.counters["triggers"] == len(edges)
+
+
+@pytest.mark.parametrize("encoding", ["mono", "libcaer", "libcaer_cmp"])
+def test_encodings_without_triggers_say_so(encoding):
+    edge = Triggers(np.zeros(1, np.int64), np.zeros(1, np.uint8), np.zeros(1, np.uint8))
+    with pytest.raises(InputError) as error:
+        make_encoder(encoding, WIDTH, HEIGHT).encode(make([(0, 0, 0, 1)]), edge)
+    assert error.value.reason == "bad_triggers"
+
+
+def test_trigger_packets_hold_no_events():
+    with pytest.raises(InputError, match="no events"):
+        make_encoder("trigger", WIDTH, HEIGHT).encode(make([(0, 0, 0, 1)]))
+
+
+@pytest.mark.parametrize("encoding", ["mono", "trigger", "libcaer", "libcaer_cmp"])
 @pytest.mark.parametrize("time_base_ns", [-1, 2**64 - 1])
 def test_impossible_time_base_is_refused(encoding, time_base_ns):
     with pytest.raises(DecodeError, match="time_base") as error:
@@ -182,12 +279,15 @@ def test_words_of_either_byte_order_and_at_any_address(encoding):
         (
             "ecc_evt3_trigger/test_data_evt3_trigger_0.db3",
             "evt3",
-            {"n": 82469, "x": 42078718, "y": 31656267, "p": 41439, "t": 1222326831810, "t0": 14224870, "t1": 15476187},
+            {"n": 82469, "x": 42078718, "y": 31656267, "p": 41439, "t": 1222326831810, "t0": 14224870, "t1": 15476187}
+            | {"triggers": 2},
         ),
         (
             "ecpy_test1/test_events_1.db3",
             "evt3",
-            {"n": 343474, "p": 125183, "t": 2851601611994, "t0": 7139845, "t1": 9218023},
+            # The makers count 4156 edges, but the sum of all times that they assert has those of 4157.
+            {"n": 343474, "p": 125183, "t": 2851601611994, "t0": 7139845, "t1": 9218023}
+            | {"triggers": 4157, "trigger_t": 2885601049874 - 2851601611994},
         ),
         (
             "ecc_libcaer_rollover/libcaer_rollover_0.db3",
@@ -204,9 +304,14 @@ def test_known_truth(test_data, file, encoding, truth):
     assert {packet.encoding for packet in packets} == {encoding}
     assert np.all(np.diff([packet.seq for packet in packets]) == 1)
     decoder = make_decoder(encoding, packets[0].width, packets[0].height)
-    events = concatenate([decoder.decode(packet.payload, packet.time_base) for packet in packets])
+    events, edges = [], []
+    for packet in packets:
+        events.append(decoder.decode(packet.payload, packet.time_base))
+        edges += decoder.triggers.t.tolist()
+    events = concatenate(events)
     sums = {name: int(getattr(events, name).sum(dtype=np.int64)) for name in ("x", "y", "p", "t")}
     found = {"n": len(events), **sums, "t0": int(events.t[0]), "t1": int(events.t[-1])}
+    found |= {"triggers": len(edges), "trigger_t": sum(edges)}
     assert {name: found[name] for name in truth} == truth
     assert np.all(np.diff(events.t) >= 0)
     assert sum(count for name, count in decoder.counters.items() if name != "triggers") == 0

@@ -10,6 +10,8 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from event_sam3d_ros.errors import DecodeError, InputError
 from event_sam3d_ros.events.codecs import (
+    ARRAY_TYPES,
+    PACKET_TYPES,
     decode_dvs_event_array_cdr,
     encode_dvs_event_array_cdr,
     encode_event_packet_cdr,
@@ -17,8 +19,7 @@ from event_sam3d_ros.events.codecs import (
 )
 from event_sam3d_ros.events.events import Events
 
-PACKET = "event_camera_msgs/msg/EventPacket"
-ARRAY = "dvs_msgs/msg/EventArray"
+PACKET = PACKET_TYPES[0]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,10 @@ bool is_bigendian
 uint8[] events"""
     event = "uint16 x\nuint16 y\nbuiltin_interfaces/Time ts\nbool polarity"
     store.register(get_types_from_msg(packet, PACKET))
-    store.register(get_types_from_msg(event, "dvs_msgs/msg/Event"))
-    store.register(get_types_from_msg("std_msgs/Header header\nuint32 height\nuint32 width\nEvent[] events", ARRAY))
+    array = "std_msgs/Header header\nuint32 height\nuint32 width\nEvent[] events"
+    for name in ARRAY_TYPES:
+        store.register(get_types_from_msg(event, name.replace("EventArray", "Event")))
+        store.register(get_types_from_msg(array, name))
     return store
 
 
@@ -91,13 +94,14 @@ def test_event_packet_equals_rosbags(store, stamp_ns, frame_id, encoding, size, 
 EVENT = st.tuples(st.integers(0, 2**31 * 10**6 - 1), st.integers(0, 9), st.integers(0, 7), st.integers(0, 1))
 
 
+@pytest.mark.parametrize("name", ARRAY_TYPES)
 @given(stamp_ns=STAMPS, frame_id=NAMES, rows=st.lists(EVENT, max_size=9))
-def test_dvs_event_array_equals_rosbags(store, stamp_ns, frame_id, rows):
+def test_event_arrays_equal_rosbags(store, name, stamp_ns, frame_id, rows):
     time = store.types["builtin_interfaces/msg/Time"]
-    event = store.types["dvs_msgs/msg/Event"]
+    event = store.types[name.replace("EventArray", "Event")]
     theirs_events = [event(x, y, time(t // 10**6, t % 10**6 * 1000), bool(p)) for t, x, y, p in rows]
-    message = store.types[ARRAY](header(store, stamp_ns, frame_id), 8, 10, theirs_events)
-    theirs = bytes(store.serialize_cdr(message, ARRAY))
+    message = store.types[name](header(store, stamp_ns, frame_id), 8, 10, theirs_events)
+    theirs = bytes(store.serialize_cdr(message, name))
     columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
     events = Events(*(np.array(c, d) for c, d in zip(columns, ("i8", "u2", "u2", "u1"), strict=True)))
     ours = encode_dvs_event_array_cdr(stamp_ns, frame_id, 10, 8, events)
@@ -105,8 +109,8 @@ def test_dvs_event_array_equals_rosbags(store, stamp_ns, frame_id, rows):
     assert not any(theirs[len(ours) :])
     stamp, width, height, decoded = decode_dvs_event_array_cdr(theirs)
     assert (stamp, width, height) == (stamp_ns, 10, 8)
-    for name in ("t", "x", "y", "p"):
-        np.testing.assert_array_equal(getattr(decoded, name), getattr(events, name))
+    for column in ("t", "x", "y", "p"):
+        np.testing.assert_array_equal(getattr(decoded, column), getattr(events, column))
 
 
 def test_nanoseconds_are_rounded_down():
