@@ -181,25 +181,28 @@ def _positions(rays, depth, matrix, shift, lens):  # type: ignore[no-untyped-def
     return found
 
 
-@njit(cache=True, nogil=True)
-def _step(points, row, column, down, right, axis):  # type: ignore[no-untyped-def]
-    """Distance to a neighbour along an axis of the other image; 0 if there is none on the same surface."""
-    i, j = row + down, column + right
+@njit(cache=True, nogil=True, inline="always")
+def _step(points, row, column, i, j):  # type: ignore[no-untyped-def]
+    """Distance to a neighbour along both axes of the other image; 0 if there is none on the same surface."""
     if i < 0 or j < 0 or i >= points.shape[0] or j >= points.shape[1]:
-        return 0.0
+        return 0.0, 0.0
     z = points[row, column, 2]
     if not abs(points[i, j, 2] - z) <= _SAME_SURFACE * z:
-        return 0.0
-    step = abs(points[i, j, axis] - points[row, column, axis])
-    return step if step > 0.0 else 0.0  # NaN too
+        return 0.0, 0.0
+    du, dv = abs(points[i, j, 0] - points[row, column, 0]), abs(points[i, j, 1] - points[row, column, 1])
+    return (du, dv) if du >= 0.0 and dv >= 0.0 else (0.0, 0.0)  # a neighbour may have no position
 
 
 @njit(cache=True, nogil=True)
-def _half_side(points, row, column, axis):  # type: ignore[no-untyped-def]
-    """Half the extent that a pixel covers in the other image: as far as halfway to its neighbours, at least half."""
-    across = max(_step(points, row, column, 0, 1, axis), _step(points, row, column, 0, -1, axis))
-    along = max(_step(points, row, column, 1, 0, axis), _step(points, row, column, -1, 0, axis))
-    return min(max(0.5 * (across + along), 0.5), _MAX_FOOTPRINT)
+def _half_sides(points, row, column):  # type: ignore[no-untyped-def]
+    """Half of what a pixel covers in the other image, per axis: as far as halfway to its neighbours, at least half."""
+    right_u, right_v = _step(points, row, column, row, column + 1)
+    left_u, left_v = _step(points, row, column, row, column - 1)
+    below_u, below_v = _step(points, row, column, row + 1, column)
+    above_u, above_v = _step(points, row, column, row - 1, column)
+    half_u = 0.5 * (max(right_u, left_u) + max(below_u, above_u))
+    half_v = 0.5 * (max(right_v, left_v) + max(below_v, above_v))
+    return min(max(half_u, 0.5), _MAX_FOOTPRINT), min(max(half_v, 0.5), _MAX_FOOTPRINT)
 
 
 @njit(cache=True, nogil=True)
@@ -213,7 +216,7 @@ def _z_buffer(points, height, width):  # type: ignore[no-untyped-def]
                 continue
             if not (u < width + _MAX_FOOTPRINT and v < height + _MAX_FOOTPRINT):
                 continue
-            half_u, half_v = _half_side(points, row, column, 0), _half_side(points, row, column, 1)
+            half_u, half_v = _half_sides(points, row, column)
             first, last = max(0, int(np.ceil(u - half_u))), min(width - 1, int(np.floor(u + half_u)))
             for i in range(max(0, int(np.ceil(v - half_v))), min(height - 1, int(np.floor(v + half_v))) + 1):
                 for j in range(first, last + 1):
