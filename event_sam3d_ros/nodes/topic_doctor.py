@@ -46,12 +46,6 @@ def _examine(node: Node, topic: str, seconds: float) -> Diagnosis:
         return Diagnosis(name, [], [_nobody(node, name)])
     if node.count_publishers("/clock"):  # a recording is played: its time is now
         node.set_parameters([Parameter("use_sim_time", value=True)])
-    facts = [f"published by {_describe(publisher)}" for publisher in publishers]
-    findings = []
-    if len(publishers) > 1:
-        names = ", ".join(publisher.node_name for publisher in publishers)
-        sentence = f"{len(publishers)} publish here ({names}): two streams can't be told apart; remap all but one"
-        findings.append(Finding("several_publishers", sentence))
     kind = publishers[0].topic_type
     try:
         if kind not in _TYPES:
@@ -59,10 +53,13 @@ def _examine(node: Node, topic: str, seconds: float) -> Diagnosis:
             raise ConfigurationError(f"the topic is of type {kind}; events are {known}", reason="not_events")
         doctor = StreamDoctor(kind)
         _listen(node, name, message_class(kind), doctor, seconds)
+        facts, findings = doctor.facts(), doctor.findings()
     except EventSam3dError as error:
-        return Diagnosis(f"{name} ({kind})", facts, [*findings, Finding(error.reason, str(error))])
-    findings += _deaf_subscribers(node, name)
-    return Diagnosis(f"{name} ({kind})", facts + doctor.facts(), findings + doctor.findings())
+        facts, findings = [], [Finding(error.reason, str(error))]
+    # Only now, for the names of nodes are known later than their publishers.
+    publishers = node.get_publishers_info_by_topic(name)
+    facts[:0] = [f"published by {_describe(publisher)}" for publisher in publishers]
+    return Diagnosis(f"{name} ({kind})", facts, _of_publishers(publishers) + _deaf_subscribers(node, name) + findings)
 
 
 def _listen(node: Node, name: str, kind: type, doctor: StreamDoctor, seconds: float) -> None:
@@ -105,6 +102,14 @@ def _nobody(node: Node, name: str) -> Finding:
         "no_publisher",
         f"nobody publishes on {name}; {there}: see that the driver runs, in the same ROS_DOMAIN_ID and namespace",
     )
+
+
+def _of_publishers(publishers: list[TopicEndpointInfo]) -> list[Finding]:
+    if len(publishers) < 2:
+        return []
+    names = ", ".join(publisher.node_name for publisher in publishers)
+    sentence = f"{len(publishers)} publish here ({names}): two streams can't be told apart; remap all but one"
+    return [Finding("several_publishers", sentence)]
 
 
 def _deaf_subscribers(node: Node, name: str) -> list[Finding]:

@@ -113,6 +113,9 @@ def test_bad_packets_are_counted_and_named_once_and_change_nothing(camera, peer,
         "truncated_packet": lambda: camera.packet(payload=b"abc"),
         "stream_changed": lambda: camera.packet(width=32),
         "backward_time": lambda: camera.packet(stamp_ns=camera.start_ns - 10**10),
+        "stream_restarted": lambda: camera.packet(seq=2**62),
+        "zero_stamp": lambda: camera.packet(stamp_ns=0),
+        "bad_geometry": lambda: camera.packet(width=0),
     }
     before = peer.counts(NODE)
     camera.check_segment()
@@ -132,6 +135,31 @@ def test_lost_packets_are_counted(camera, peer):
     after = peer.counts(NODE)
     assert after["sequence_gap"] - before["sequence_gap"] == 1
     assert after["lost_packets"] - before["lost_packets"] == 7
+
+
+def test_diagnostics_tell_rate_clock_and_buffer(camera, peer):
+    for _ in range(4):
+        camera.check_segment()
+    level, _, values = peer.status(NODE, lambda found: float(found[2]["events/per_second"]) > 0)
+    assert int(values["events/total"]) >= int(values["events/buffered"]) > 1000
+    assert int(values["events/packets"]) >= 4 * SEGMENT_US // PACKET_US
+    assert abs(float(values["clock/offset_ms"]) - camera.start_ns / 1e6) < 0.01
+    assert abs(float(values["clock/drift_ppm"])) < 1
+    assert 0 <= float(values["buffer/fill_percent"]) < 1
+    assert 100 < float(values["buffer/span_ms"]) <= 1000
+    assert {"latency_ms/median", "latency_ms/p95", "rate_hz/events", "rate_hz/event_image"} <= set(values)
+
+
+def test_a_driver_that_is_started_again_is_reported_once_and_survived(camera, peer):
+    before = peer.counts(NODE)
+    camera.start_ns += camera.now_us * 1000 + 2 * 10**9
+    camera.now_us = camera.seq = 0
+    camera.encoder = make_encoder("evt3", WIDTH, HEIGHT)
+    for _ in range(3):
+        camera.check_segment()
+    after = peer.counts(NODE)
+    assert {key for key in after if after[key] != before[key]} == {"stream_restarted"}
+    assert after["stream_restarted"] - before["stream_restarted"] == 1
 
 
 def test_time_that_starts_over_resets_the_node_with_one_message(camera, peer, process):
