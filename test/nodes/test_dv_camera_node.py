@@ -201,7 +201,9 @@ def test_a_sender_that_is_no_dv_is_ended_and_tried_again(bench, monkeypatch):
     server = socket.create_server(("127.0.0.1", 0))
     try:
         made = bench(source="network", events_port=server.getsockname()[1])
-        made.wait_for(lambda: made.node.health.counts["source_hangs"] >= 2)
+        made.wait_for(lambda: made.node.health.counts["source_hangs"] == 1)
+        ended = made.node._heard_s
+        made.wait_for(lambda: made.node._heard_s > ended)  # the next reader was started
         assert made.node.state == "active"
     finally:
         server.close()
