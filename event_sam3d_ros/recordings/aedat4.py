@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from event_sam3d_ros.recordings.samples import Frame, ImuChunk, Sample
 
 MAGIC = b"#!AER-DAT4.0"
 _BEGIN = 14  # the magic line
+_MOST_STREAMS = 1000
 # dv-processing's types of triggers that are edges at an input (1: rising, 2: falling, 3: pulse) or of the generator
 # (4: rising, 5: falling): number of the input, and the edge's polarity. The others mark exposures and resets.
 _EDGES = {1: (0, 1), 2: (0, 0), 3: (0, 1), 4: (1, 1), 5: (1, 0)}
@@ -69,13 +71,14 @@ class Aedat4File(EventFile):
         problem = RecordingError(
             f"{self.path} can't be read as an AEDAT 4 ({' '.join(said.split())[:200]})", reason="broken_recording"
         )
+        if "FileDataTable" not in said:
+            raise problem from error
         try:
             with self.path.open("rb") as file:
-                header = file.read(4096)
-            place = _table_position(header)
+                place, end = _table_position(file.read(4096)), _end_of_packets(file)
         except struct.error:
             raise problem from error
-        if not 0 < place < len(header) - 8:
+        if place == 0:
             raise problem from error
         self._folder = tempfile.TemporaryDirectory(prefix="event_sam3d_")
         copy = Path(self._folder.name) / self.path.name
@@ -83,6 +86,7 @@ class Aedat4File(EventFile):
         with copy.open("r+b") as file:
             file.seek(place)
             file.write(struct.pack("<q", -1))
+            file.truncate(end)
         try:
             self._dv.io.MonoCameraRecording(str(copy))
         except RuntimeError:
@@ -146,5 +150,23 @@ def _table_position(header: bytes) -> int:
     base = _BEGIN + 4
     table = base + struct.unpack_from("<I", header, base)[0]
     fields = table - struct.unpack_from("<i", header, table)[0]
-    offset = struct.unpack_from("<H", header, fields + 6)[0]
-    return int(table + offset) if offset else 0
+    place = int(table + struct.unpack_from("<H", header, fields + 6)[0])
+    struct.unpack_from("<q", header, place)
+    return place if place > table else 0
+
+
+def _end_of_packets(file: BinaryIO) -> int:
+    """Position behind the last packet (int32 stream, int32 size, data) that is whole. dv-processing does not come back
+    from sizes that are none."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(_BEGIN)
+    position = _BEGIN + 4 + struct.unpack("<I", file.read(4))[0]
+    while True:
+        file.seek(position)
+        header = file.read(8)
+        if len(header) < 8:
+            return int(position)
+        stream, length = struct.unpack("<ii", header)
+        if not 0 <= stream < _MOST_STREAMS or length <= 0 or position + 8 + length > size:
+            return int(position)
+        position += 8 + length

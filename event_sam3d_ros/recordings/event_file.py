@@ -198,7 +198,7 @@ def _joined(first: Triggers, second: Triggers) -> Triggers:
 
 def is_text(line: bytes) -> bool:
     """Whether a line of a header is text, for data that follow a header can begin as its lines do."""
-    return line.endswith(b"\n") and line.isascii() and all(byte >= 0x20 or byte in b"\t\r\n" for byte in line)
+    return line.isascii() and all(byte >= 0x20 or byte in b"\t\r\n" for byte in line)
 
 
 class Unwrapped32:

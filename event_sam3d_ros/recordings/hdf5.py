@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,18 @@ def _check_filters(*datasets: h5py.Dataset) -> None:
         )
 
 
+def _check_whole(*datasets: h5py.Dataset) -> None:
+    """ValueError where parts of a dataset are not in the file, which HDF5 would give as zeros."""
+    for dataset in datasets:
+        if dataset.chunks is None:
+            missing = dataset.id.get_storage_size() != dataset.size * dataset.dtype.itemsize
+        else:
+            pieces = zip(dataset.shape, dataset.chunks, strict=True)
+            missing = dataset.id.get_num_chunks() != math.prod(-(-size // step) for size, step in pieces)
+        if missing:
+            raise ValueError(f"{dataset.name} says that it has {len(dataset)} rows, but not all of them are there")
+
+
 class PropheseeHdf5(EventFile):
     """Prophesee's layout: CD/events of x, y, p, t (usually compressed by ECF), EXT_TRIGGER/events of p, t, id."""
 
@@ -115,6 +128,7 @@ class PropheseeHdf5(EventFile):
     def _blocks(self) -> Iterator[Block]:
         with _opened(self.path) as file:
             dataset = file["CD/events"]
+            _check_whole(dataset)
             length = len(dataset)
             packed = _ECF in _filters(dataset)
             if not packed:
@@ -145,6 +159,7 @@ class PropheseeHdf5(EventFile):
             if "EXT_TRIGGER/events" not in file:
                 return
             dataset = file["EXT_TRIGGER/events"]
+            _check_whole(dataset)
             for begin in range(0, len(dataset), BLOCK_ROWS):
                 rows = dataset[begin : begin + BLOCK_ROWS]
                 t = rows["t"].astype(np.int64)
@@ -174,6 +189,7 @@ class MvsecFile(EventFile):
         with _opened(self.path) as file:
             dataset = file[f"{self._camera}/events"]
             _check_filters(dataset)
+            _check_whole(dataset)
             for begin in range(0, len(dataset), BLOCK_ROWS):
                 self.progress = begin / len(dataset)
                 x, y, t, p = dataset[begin : begin + BLOCK_ROWS].T
@@ -227,6 +243,7 @@ class Hdf5File(EventFile):
         with _opened(self.path) as file:
             columns = [file[f"events/{name}"] for name in "txyp"]
             _check_filters(*columns)
+            _check_whole(*columns)
             length = len(columns[0])
             for begin in range(0, length, BLOCK_ROWS):
                 self.progress = begin / length
@@ -245,6 +262,7 @@ class Hdf5File(EventFile):
         with _opened(self.path) as file:
             columns = [file[f"events/{name}"] for name in "txyp"]
             table = file["packets"]
+            _check_whole(*columns, *table.values())
             frame_id = _text(table.attrs["frame_id"])
             length = len(columns[0])
             block, first = Events.empty(), 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,11 @@ from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.recordings.event_file import BLOCK_ROWS, Block, EventFile, events_from_columns
 
 _NAMES = ("t", "x", "y", "p")
+# What zipfile, zlib and numpy say about archives that are none.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, NotImplementedError, RuntimeError),
+    *(MemoryError, OverflowError, SyntaxError),
+)
 
 
 class NpzFile(EventFile):
@@ -32,7 +38,7 @@ class NpzFile(EventFile):
         try:
             self._seconds = self._has_fractions()
             super().__init__(path)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        except _DAMAGE as error:
             raise _broken(path, error) from error
 
     def _has_fractions(self) -> bool:
@@ -67,7 +73,7 @@ class NpzFile(EventFile):
                     t = t if self._seconds or t.dtype.kind != "f" else t.astype(np.int64)
                     yield events_from_columns(f"{self.path}, from event {begin} on", t, x, y, p), None
                     self.progress = begin / lengths[0]
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        except _DAMAGE as error:
             raise _broken(self.path, error) from error
 
 

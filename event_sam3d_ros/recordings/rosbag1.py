@@ -22,6 +22,8 @@ _DVS_ROW = np.dtype([("x", "<u2"), ("y", "<u2"), ("sec", "<u4"), ("nsec", "<u4")
 class Rosbag1Recording(Rosbag2Recording):
     """A ROS 1 bag. Sequence numbers of headers are lost, for ROS 2 has none."""
 
+    _KIND = "a ROS 1 bag"
+
     def _reader(self) -> Any:
         return Reader(self.path)
 

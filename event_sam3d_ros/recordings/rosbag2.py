@@ -72,11 +72,12 @@ class Rosbag2Recording:
     """
 
     geometry_inferred = False
+    _KIND = "a rosbag2"
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.progress = 0.0
-        with _translated(path), self._reader() as reader:
+        with _translated(path, self._KIND), self._reader() as reader:
             self.types: dict[str, str] = {c.topic: c.msgtype for c in reader.connections}
             self.counts: dict[str, int] = {c.topic: c.msgcount for c in reader.connections}
             self._message_count = reader.message_count
@@ -129,7 +130,7 @@ class Rosbag2Recording:
     def raw_messages(self) -> Iterator[RawMessage]:
         """All messages by receive time, as they are. RecordingError if the bag is damaged or ends too early."""
         count = 0
-        with _translated(self.path), self._reader() as reader:
+        with _translated(self.path, self._KIND), self._reader() as reader:
             for connection, receive_ns, raw in reader.messages():
                 cdr = self._cdr(raw, connection.msgtype)
                 yield RawMessage(connection.topic, connection.msgtype, receive_ns, cdr)
@@ -354,8 +355,8 @@ def _qos(reliability: QosReliability, depth: int) -> Qos:
 class _translated:
     """Turns whatever a damaged bag makes the reader raise into one RecordingError that names the bag."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path, self._kind = path, kind
 
     def __enter__(self) -> None:
         return None
@@ -364,5 +365,6 @@ class _translated:
         if isinstance(error, Exception) and not isinstance(error, EventSam3dError):
             reason = " ".join(str(error).split())  # YAML errors have many lines
             raise RecordingError(
-                f"{self._path} can't be read as a rosbag2 ({type(error).__name__}: {reason})", reason="broken_recording"
+                f"{self._path} can't be read as {self._kind} ({type(error).__name__}: {reason})",
+                reason="broken_recording",
             ) from error

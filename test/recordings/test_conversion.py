@@ -1,0 +1,213 @@
+"""From any kind to rosbag2 and HDF5 and back, pieces by time, and the commands that do it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import assert_equal, events_of, make_events, write_dat, write_raw, write_text  # noqa: E402
+
+from event_sam3d_ros.cli import main  # noqa: E402
+from event_sam3d_ros.errors import RecordingError  # noqa: E402
+from event_sam3d_ros.events.events import Events, Triggers  # noqa: E402
+from event_sam3d_ros.recordings.files import (  # noqa: E402
+    Calibration,
+    EventChunk,
+    Frame,
+    ImuChunk,
+    Pose,
+    Sample,
+    TriggerChunk,
+    open_recording,
+    write_rosbag2,
+)
+from event_sam3d_ros.recordings.hdf5_writer import write_hdf5  # noqa: E402
+from event_sam3d_ros.recordings.summary import cut, summarize  # noqa: E402
+
+MS = 1_000_000
+START = 1_700_000_000_000 * MS
+
+
+def make_samples() -> list[Sample]:
+    """40 ms: ten packets of events, and what else there is, by receive time."""
+    events = make_events(500)
+    K, D = np.array([[100.0, 0, 6], [0, 101.0, 4], [0, 0, 1]]), np.array([0.1, -0.2, 0, 0, 0.3])
+    samples: list[Sample] = [Calibration(START - 5, START, "cam", 346, 260, K, D)]
+    for number in range(10):
+        inside = (events.t - 5_000_000) // 4000 == number
+        part = events[inside]
+        stamp = START + (int(part.t[0]) - 5_000_000) * 1000
+        samples.append(EventChunk(stamp, START + (number + 1) * 4 * MS, "cam", 346, 260, part))
+    for number in range(4):
+        stamp = START + 10 * number * MS
+        samples.append(Frame("image", stamp, stamp + MS, "cam", np.full((4, 6, 3), number, np.uint8)))
+        samples.append(Frame("depth", stamp, stamp + 2 * MS, "cam", np.full((4, 6), number, np.float32)))
+        rates = np.full((1, 3), number / 10)
+        t = np.array([stamp // 1000])
+        samples.append(ImuChunk(stamp, stamp + 3 * MS, "cam", t, rates, 10 * rates))
+        samples.append(Pose(stamp, stamp + 3 * MS + 1, "cam", np.arange(3.0), np.array([0.0, 0, 0, 1])))
+    edges = Triggers(np.array([5_010_000, 5_030_000]), np.array([0, 1], np.uint8), np.array([1, 0], np.uint8))
+    samples.append(TriggerChunk(START + 10 * MS, START + 31 * MS, "cam", edges))
+    return sorted(samples, key=lambda sample: sample.receive_ns)
+
+
+def assert_same(found: list[Sample], expected: list[Sample]) -> None:
+    assert [type(sample) for sample in found] == [type(sample) for sample in expected]
+    for one, other in zip(found, expected, strict=True):
+        for name, value in vars(other).items():
+            mine = getattr(one, name)
+            if isinstance(value, (Events, Triggers)):
+                for column in vars(value):
+                    np.testing.assert_array_equal(getattr(mine, column), getattr(value, column))
+            elif isinstance(value, np.ndarray):
+                assert mine.dtype == value.dtype
+                np.testing.assert_array_equal(mine, value)
+            else:
+                assert mine == value, name
+
+
+def test_everything_survives_hdf5(tmp_path):
+    samples = make_samples()
+    assert write_hdf5(tmp_path / "a.h5", samples) == len(samples)
+    recording = open_recording(tmp_path / "a.h5")
+    assert_same(list(recording.samples()), samples)
+    assert (recording.width, recording.height, recording.geometry_inferred) == (346, 260, False)
+    assert recording.image_count == 4
+
+
+def test_hdf5_from_rosbag2_and_back_is_the_same(tmp_path):
+    write_rosbag2(tmp_path / "bag", make_samples())
+    write_hdf5(tmp_path / "a.h5", open_recording(tmp_path / "bag").samples())
+    write_rosbag2(tmp_path / "again", open_recording(tmp_path / "a.h5").samples())
+    assert_same(list(open_recording(tmp_path / "again").samples()), list(open_recording(tmp_path / "bag").samples()))
+
+
+def test_hdf5_has_the_layout_of_dsec(tmp_path):
+    write_hdf5(tmp_path / "a.h5", make_samples())
+    events = events_of(make_samples())
+    with h5py.File(tmp_path / "a.h5") as file:
+        t = file["events/t"][:]
+        assert t[0] == 0 and int(file["t_offset"][()]) == events.t[0]
+        np.testing.assert_array_equal(t + file["t_offset"][()], events.t)
+        edges = np.arange(len(file["ms_to_idx"])) * 1000
+        np.testing.assert_array_equal(file["ms_to_idx"][:], np.searchsorted(t, edges))
+        assert edges[-1] <= t[-1] < edges[-1] + 1000
+
+
+def test_hdf5_refuses_what_it_can_not_keep_and_leaves_nothing(tmp_path):
+    samples = make_samples()
+    other = replace(next(s for s in samples if isinstance(s, Frame)), data=np.zeros((9, 9), np.uint8))
+    with pytest.raises(RecordingError, match="goes on as uint8"):
+        write_hdf5(tmp_path / "a.h5", [*samples, other])
+    assert not (tmp_path / "a.h5").exists()
+    (tmp_path / "b.h5").write_text("mine")
+    with pytest.raises(RecordingError, match="exists already"):
+        write_hdf5(tmp_path / "b.h5", samples)
+    assert (tmp_path / "b.h5").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("start_us", "encoding"), [(5_000_000, "evt3"), (1_605_537_493_718_345, "libcaer")])
+def test_times_survive_rosbag2_however_late_they_are(tmp_path, start_us, encoding):
+    events = make_events(300, start_us=start_us)
+    write_rosbag2(tmp_path / "bag", open_recording(write_text(tmp_path / "a.txt", events)).samples())
+    recording = open_recording(tmp_path / "bag")
+    assert_equal(events_of(recording.samples()), events)
+    assert recording.encoding == encoding
+
+
+def test_a_clock_that_begins_again_survives_rosbag2(tmp_path):
+    events = make_events(100)
+    chunks = [EventChunk(START + i, START + i, "cam", 346, 260, events) for i in range(2)]
+    write_rosbag2(tmp_path / "bag", chunks)
+    assert_equal(events_of(open_recording(tmp_path / "bag").samples()), events_of(chunks))
+
+
+def test_a_piece_has_what_lies_in_its_time(tmp_path):
+    samples = make_samples()
+    write_rosbag2(tmp_path / "bag", samples)
+    piece = list(cut(open_recording(tmp_path / "bag"), 0.0095, 0.0205))
+    # The first stamp is that of the calibration.
+    begin, end = START - 5 + 9_500_000, START - 5 + 20_500_000
+    assert all(begin <= sample.stamp_ns < end for sample in piece)
+    assert [sample.data.max() for sample in piece if isinstance(sample, Frame)] == [1, 1, 2, 2]
+    assert [sample.triggers.t.tolist() for sample in piece if isinstance(sample, TriggerChunk)] == [[5_010_000]]
+    events = events_of(samples)
+    stamps = np.concatenate(
+        [s.stamp_ns + (s.events.t - s.events.t[0]) * 1000 for s in samples if isinstance(s, EventChunk)]
+    )
+    assert_equal(events_of(piece), events[(begin <= stamps) & (stamps < end)])
+    assert sum(isinstance(sample, Calibration) for sample in piece) == 1
+    assert isinstance(piece[0], Calibration)
+    with pytest.raises(RecordingError, match="give 0 <= start < end"):
+        list(cut(open_recording(tmp_path / "bag"), 2.0, 1.0))
+
+
+@pytest.mark.parametrize(("plugin", "storage"), [(StoragePlugin.MCAP, "mcap"), (StoragePlugin.SQLITE3, "sqlite3")])
+def test_metadata_without_a_storage_identifier(tmp_path, plugin, storage):
+    with Writer(tmp_path / "bag", version=9, storage_plugin=plugin):
+        pass
+    write_rosbag2(tmp_path / "full", make_samples(), storage=storage)
+    for name in ("bag", "full"):
+        metadata = tmp_path / name / "metadata.yaml"
+        text = metadata.read_text()
+        assert f"storage_identifier: {storage}" in text
+        metadata.write_text(text.replace(f"storage_identifier: {storage}", "storage_identifier: ''"))
+    assert summarize(open_recording(tmp_path / "full")).events == 500
+    empty = summarize(open_recording(tmp_path / "bag"))
+    assert (empty.events, empty.width, empty.duration_s) == (0, 0, 0)
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_info_as_json_of_a_file_without_ros(tmp_path, capsys):
+    events = make_events()
+    path = write_raw(tmp_path / "a.raw", events, "evt2", "% evt 2.0\n")
+    assert main(["info", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    wanted = {
+        "events": 400,
+        "polarity_on": int(events.p.sum()),
+        "t_first_us": int(events.t[0]),
+        "t_last_us": int(events.t[-1]),
+        "width": 346,
+        "height": 260,
+        "geometry_inferred": True,
+        "encoding": "evt2",
+        "frames": 0,
+    }
+    assert {key: found[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("output", ["out.h5", "out"])
+def test_convert_and_cut(tmp_path, capsys, output):
+    events = make_events()
+    path = write_dat(tmp_path / "a.dat", events)
+    assert main(["convert", str(path), str(tmp_path / output)]) == 0
+    assert_equal(events_of(open_recording(tmp_path / output).samples()), events)
+    assert "100%" in capsys.readouterr().err
+    assert (
+        main(["cut", str(tmp_path / output), str(tmp_path / f"cut_{output}"), "--start", "0.01", "--end", "0.02"]) == 0
+    )
+    piece = events_of(open_recording(tmp_path / f"cut_{output}").samples())
+    begin = int(events.t[0]) + 10_000
+    assert_equal(piece, events[(events.t >= begin) & (events.t < begin + 10_000)])
+    assert main(["cut", str(path), str(tmp_path / "none"), "--start", "3", "--end", "2"]) == 2
+    assert "give 0 <= start < end" in capsys.readouterr().err
+
+
+def test_a_cut_file_is_converted_with_one_warning(tmp_path, capsys):
+    path = write_dat(tmp_path / "a.dat", make_events())
+    path.write_bytes(path.read_bytes()[:-3])
+    assert main(["convert", str(path), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("event-sam3d convert: warning: ") == 1 and "it is cut; what is whole was read" in said
+    assert "Traceback" not in said

@@ -1,0 +1,445 @@
+"""Files of every kind: events come back exactly, known truth holds, and what is cut or broken is one clear sentence."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import (  # noqa: E402
+    HEIGHT,
+    WIDTH,
+    WRITERS,
+    assert_equal,
+    events_of,
+    make_events,
+    write_aedat2,
+    write_dat,
+    write_npz,
+    write_raw,
+    write_text,
+)
+
+from event_sam3d_ros.errors import EventSam3dError, RecordingError, RecordingWarning  # noqa: E402
+from event_sam3d_ros.events.codecs import make_encoder  # noqa: E402
+from event_sam3d_ros.events.events import Events, Triggers  # noqa: E402
+from event_sam3d_ros.recordings.files import (  # noqa: E402
+    EventChunk,
+    Frame,
+    ImuChunk,
+    TriggerChunk,
+    open_recording,
+)
+from event_sam3d_ros.recordings.summary import summarize  # noqa: E402
+
+NS = 1_000_000_000
+INFERRED = {"davis.aedat", "events.txt", "events.npz", "dsec.h5"}
+SMALL_BLOCKS = ["prophesee.BLOCK_BYTES", "es.BLOCK_BYTES", "aedat2.BLOCK_BYTES"]
+SMALL_ROWS = ["npz.BLOCK_ROWS", "hdf5.BLOCK_ROWS", "text.BLOCK_LINES"]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_events_of_every_kind_come_back(name, written):
+    events = make_events()
+    recording = open_recording(written(name, events))
+    for _ in range(2):  # as often as wanted
+        samples = list(recording.samples())
+        assert_equal(events_of(samples), events)
+        assert recording.progress == 1.0
+    received = [sample.receive_ns for sample in samples]
+    assert received == sorted(received)
+    assert (recording.start_ns, recording.end_ns) == (received[0], received[-1])
+    size = (640, 480) if name == "dsec.h5" else (WIDTH, HEIGHT)
+    assert (recording.width, recording.height) == size
+    assert recording.geometry_inferred == (name in INFERRED)
+    chunks = [sample for sample in samples if isinstance(sample, EventChunk)]
+    assert {(chunk.width, chunk.height) for chunk in chunks} == {size}
+    if name != "ros1.bag":
+        assert all(chunk.stamp_ns == int(chunk.events.t[0]) * 1000 for chunk in chunks)
+        assert all(int(np.ptp(chunk.events.t)) < 4000 for chunk in chunks)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name not in ("ros1.bag", "davis.aedat4")])
+def test_blocks_may_end_anywhere(name, written, monkeypatch):
+    """Also inside an event, a word or a packet."""
+    events = make_events(100)
+    path = written(name, events)
+    whole = [sample.events.t.tolist() for sample in open_recording(path).samples() if isinstance(sample, EventChunk)]
+    for target in SMALL_BLOCKS:
+        monkeypatch.setattr(f"event_sam3d_ros.recordings.{target}", 8 if "es." not in target else 7)
+    for target in SMALL_ROWS:
+        monkeypatch.setattr(f"event_sam3d_ros.recordings.{target}", 3)
+    pieces = [sample.events.t.tolist() for sample in open_recording(path).samples() if isinstance(sample, EventChunk)]
+    assert pieces == whole
+
+
+def test_what_else_a_file_has_comes_with_the_events(written):
+    samples = list(open_recording(written("mvsec.hdf5", make_events())).samples())
+    frames = [sample for sample in samples if isinstance(sample, Frame)]
+    assert [frame.stamp_ns for frame in frames] == [5_010_000_000, 5_020_000_000]
+    assert frames[1].data.shape == (HEIGHT, WIDTH) and frames[1].data[0, 1] == (WIDTH * HEIGHT + 1) % 256
+    motion = [sample for sample in samples if isinstance(sample, ImuChunk)]
+    assert [int(chunk.t[0]) for chunk in motion] == [5_005_000, 5_015_000]
+    assert motion[1].acceleration.tolist() == [[6, 7, 8]] and motion[1].angular_velocity.tolist() == [[9, 10, 11]]
+    samples = list(open_recording(written("masked.hdf5", make_events())).samples())
+    edges = [sample.triggers for sample in samples if isinstance(sample, TriggerChunk)]
+    assert [(edge.t.tolist(), edge.p.tolist()) for edge in edges] == [([5_001_000, 5_002_000], [1, 0])]
+
+
+@pytest.mark.parametrize("encoding", ["evt2", "evt21", "evt3"])
+def test_triggers_of_raw_files(tmp_path, encoding):
+    events = make_events(50)
+    triggers = Triggers(events.t[::10] + 1, np.arange(5, dtype=np.uint8), np.array([0, 1, 0, 1, 1], np.uint8))
+    payload = make_encoder(encoding, WIDTH, HEIGHT).encode(events, triggers)[0]
+    (tmp_path / "a.raw").write_bytes(
+        f"% format {encoding.upper()};width={WIDTH};height={HEIGHT}\n% end\n".encode() + payload
+    )
+    samples = list(open_recording(tmp_path / "a.raw").samples())
+    assert_equal(events_of(samples), events)
+    found = [sample.triggers for sample in samples if isinstance(sample, TriggerChunk)]
+    for name in ("t", "id", "p"):
+        column = np.concatenate([getattr(edges, name) for edges in found])
+        assert column.tolist() == getattr(triggers, name).tolist()
+
+
+# --- headers and sizes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [
+        ("% evt 3.0\n% geometry 346x260\n", (346, 260, False)),
+        ("% evt 3.0\n% integrator_name Prophesee\n% system_ID 49\n", (1280, 720, True)),
+        ("% Date 2014-01-01\n% evt 3.0\n% system_ID 40\n", (640, 480, True)),
+        ("% evt 3.0\n", (346, 260, True)),
+        ("% evt 3.0\n% geometry unknown\n% end\n", (346, 260, True)),
+    ],
+)
+def test_old_headers_of_raw_files(tmp_path, header, size):
+    events = make_events()
+    recording = open_recording(write_raw(tmp_path / "a.raw", events, header=header))
+    assert (recording.width, recording.height, recording.geometry_inferred) == size
+    assert_equal(events_of(recording.samples()), events)
+
+
+def test_data_that_begin_like_a_header_are_data(tmp_path):
+    # In EVT2 the bytes "% \x01\x80" are a TIME_HIGH.
+    word = int.from_bytes(b"% \x01\x80", "little")
+    words = np.array([word, 1 << 28 | 5 << 11 | 6], "<u4")
+    (tmp_path / "a.raw").write_bytes(b"% evt 2.0\n% geometry 346x260\n" + words.tobytes())
+    events = events_of(open_recording(tmp_path / "a.raw").samples())
+    assert (events.x.tolist(), events.y.tolist(), events.t.tolist()) == ([5], [6], [(word & 0xFFFFFFF) << 6])
+
+
+@pytest.mark.parametrize("order", ["legacy", "little", None])
+def test_the_byte_order_of_evt21_is_told_or_found(tmp_path, order):
+    events = make_events()
+    words = np.frombuffer(make_encoder("evt21", WIDTH, HEIGHT).encode(events)[0], "<u8")
+    # The encoder's order is told by swapping halves until "little" is what the header says it is.
+    is_little = bool(np.all(np.isin(words >> 60, (0, 1, 8))))
+    if is_little != (order == "little"):
+        words = words >> 32 | words << 32
+    said = f";endianness={order}" if order else ""
+    header = f"% format EVT21{said};width={WIDTH};height={HEIGHT}\n% end\n"
+    (tmp_path / "a.raw").write_bytes(header.encode() + words.astype("<u8").tobytes())
+    assert_equal(events_of(open_recording(tmp_path / "a.raw").samples()), events)
+
+
+def test_dat_files_of_both_versions(tmp_path):
+    t = np.array([1, 2, 3], np.int64)
+    events = Events(
+        t, np.array([0, 303, 5], np.uint16), np.array([239, 0, 7], np.uint16), np.array([1, 0, 1], np.uint8)
+    )
+    recording = open_recording(write_dat(tmp_path / "2.dat", events, "% Data file\n% Version 2\n"))
+    assert (recording.width, recording.height, recording.geometry_inferred) == (304, 240, True)
+    assert_equal(events_of(recording.samples()), events)
+    rows = np.empty((3, 2), "<u4")
+    rows[:, 0] = t
+    rows[:, 1] = events.x | events.y.astype(np.uint32) << 9 | events.p.astype(np.uint32) << 17
+    (tmp_path / "1.dat").write_bytes(b"% Data file\n% Version 1\n" + bytes([0, 8]) + rows.tobytes())
+    assert_equal(events_of(open_recording(tmp_path / "1.dat").samples()), events)
+
+
+@pytest.mark.parametrize("write", [write_dat, write_aedat2])
+def test_times_of_32_bits_go_on_after_their_wrap(tmp_path, write):
+    start = (1 << 32) - 20_000
+    events = make_events(start_us=start)
+    assert int(events.t[-1]) >= 1 << 32
+    assert_equal(events_of(open_recording(write(tmp_path / "a.dat", events)).samples()), events)
+
+
+def test_aedat2_leaves_out_what_is_no_polarity_event(tmp_path):
+    events = make_events(10)
+    path = write_aedat2(
+        tmp_path / "a.aedat", events, "#!AER-DAT2.0\r\n# AEChip: eu.seebetter.ini.chips.davis.Davis346B\r\n"
+    )
+    t = int(events.t[-1])
+    more = np.array([[1 << 31 | 0x3FF, t], [1 << 10, t]], ">u4")
+    path.write_bytes(path.read_bytes() + more.tobytes())
+    recording = open_recording(path)
+    assert (recording.width, recording.height, recording.geometry_inferred) == (346, 260, False)
+    assert_equal(events_of(recording.samples()), events)
+
+
+def test_aedat2_of_the_large_sensor(tmp_path):
+    x, y, p = np.array([0, 639, 100, 500]), np.array([479, 0, 7, 8]), np.array([1, 0, 1, 0])
+    rows = np.empty((4, 2), ">u4")
+    rows[:, 0], rows[:, 1] = (479 - y) << 11 | (639 - x) << 1 | p, [1, 2, 3, 4]
+    (tmp_path / "a.aedat").write_bytes(b"#!AER-DAT2.0\r\n" + rows.tobytes())
+    recording = open_recording(tmp_path / "a.aedat")
+    events = events_of(recording.samples())
+    assert (recording.width, recording.height) == (640, 480)
+    assert (events.x.tolist(), events.y.tolist(), events.p.tolist()) == (x.tolist(), y.tolist(), p.tolist())
+
+
+@pytest.mark.parametrize(
+    ("text", "t"),
+    [
+        ("# comment\n0.000001 1 2 1\n0.5 3 4 -1\n", [1, 500_000]),
+        ("1 1 2 1\n500000 3 4 0\n", [1, 500_000]),
+        ("240 180\n0.000001,1,2,1\n0.5,3,4,0", [1, 500_000]),
+        ("1468940293.844123 1 2 1\n1468940293.844124 3 4 0\n", [1468940293844123, 1468940293844124]),
+    ],
+)
+def test_lines_of_text(tmp_path, text, t):
+    (tmp_path / "a.txt").write_text(text)
+    recording = open_recording(tmp_path / "a.txt")
+    events = events_of(recording.samples())
+    assert (events.t.tolist(), events.x.tolist(), events.p.tolist()) == (t, [1, 3], [1, 0])
+    assert (recording.width, recording.geometry_inferred) == ((240, False) if "180" in text else (128, True))
+
+
+def test_arrays_of_other_types(tmp_path):
+    columns = {"x": np.array([1.0, 2.0]), "y": np.array([3, 4], np.int32), "p": np.array([-1, 1], np.int8)}
+    for t, expected in (([0.5, 0.75], [500_000, 750_000]), ([5.0, 6.0], [5, 6])):
+        np.savez(tmp_path / "a.npz", t=np.array(t), **columns)
+        events = events_of(open_recording(tmp_path / "a.npz").samples())
+        assert (events.t.tolist(), events.p.tolist(), events.x.tolist()) == (expected, [0, 1], [1, 2])
+
+
+# --- cut and broken --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["evt3.raw", "evt2.raw", "evt21.raw", "cd.dat", "dvs.es", "davis.aedat", "events.txt"])
+def test_a_file_cut_anywhere_gives_what_is_whole(name, written):
+    events = make_events(12, start_us=1000)
+    path = written(name, events)
+    data = path.read_bytes()
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                found = [sample for sample in open_recording(path).samples() if isinstance(sample, EventChunk)]
+            except RecordingError:
+                assert size < 100  # inside the header
+                continue
+        count = sum(len(chunk.events) for chunk in found)
+        if found and name != "events.txt":  # a number that lost its last digits is still one
+            assert_equal(events_of(found), events[:count])
+        assert count <= len(events) and len(said) <= 1
+        assert all(issubclass(one.category, RecordingWarning) and "cut" in str(one.message) for one in said)
+
+
+def test_a_cut_file_says_so(written):
+    path = written("cd.dat", make_events())
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.warns(RecordingWarning, match="middle of an event: it is cut"):
+        assert len(events_of(open_recording(path).samples())) == 399
+
+
+def test_a_cut_aedat4_is_read_as_far_as_it_goes(test_data, tmp_path):
+    path = tmp_path / "cut.aedat4"
+    path.write_bytes((test_data / "recordings/raw/sample.aedat4").read_bytes()[:200_000])
+    with pytest.warns(RecordingWarning, match="is cut"):
+        summary = summarize(open_recording(path))
+    assert (summary.events, summary.imu) == (23033, 113)
+
+
+@pytest.mark.parametrize("name", ["masked.hdf5", "dsec.h5", "mvsec.hdf5", "events.npz", "ros1.bag", "davis.aedat4"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_containers_that_are_cut_are_one_error_or_a_part(name, share, written):
+    path = written(name, make_events())
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecordingWarning)
+        try:
+            count = summarize(open_recording(path)).events
+        except RecordingError as error:
+            assert str(path) in str(error)
+        else:
+            assert name == "davis.aedat4" and count <= 400
+
+
+# Inside dv-processing damaged packets of an AEDAT 4 can end in an endless loop.
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "davis.aedat4"])
+def test_damaged_files_never_do_more_than_raise(name, written):
+    """Bytes turned over at random: events, or one of our errors."""
+    path = written(name, make_events(60))
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(3)
+    for _ in range(12):
+        broken = data.copy()
+        places = rng.integers(0, len(data), 6)
+        broken[places] = rng.integers(0, 256, 6)
+        path.write_bytes(broken.tobytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RecordingWarning)
+            try:
+                recording = open_recording(path)
+                for sample in recording.samples():
+                    if isinstance(sample, EventChunk):
+                        assert int(sample.events.x.max()) < recording.width
+                        assert int(sample.events.y.max()) < recording.height
+            except EventSam3dError as error:
+                assert error.reason != "error"
+
+
+def test_times_that_begin_again_are_kept_and_said(tmp_path):
+    events = make_events(100)
+    twice = Events(*(np.tile(getattr(events, name), 2) for name in "txyp"))
+    recording = open_recording(write_dat(tmp_path / "a.dat", twice))
+    with pytest.warns(RecordingWarning, match="run backwards, from"):
+        assert_equal(events_of(recording.samples()), twice)
+
+
+def test_small_disorder_is_sorted(tmp_path):
+    events = make_events(400)
+    order = np.arange(400)
+    order[100:120] = order[100:120][::-1]
+    recording = open_recording(write_dat(tmp_path / "a.dat", events[order]))
+    assert np.all(np.diff(events_of(recording.samples()).t) >= 0)
+    assert summarize(recording).events == 400
+
+
+def test_events_outside_the_sensor_are_left_out_and_counted(tmp_path):
+    events = make_events()
+    header = f"% Height {HEIGHT}\n% Version 2\n% Width 300\n"
+    recording = open_recording(write_dat(tmp_path / "a.dat", events, header))
+    outside = int(np.count_nonzero(events.x >= 300))
+    with pytest.warns(RecordingWarning, match=f"{outside} events outside 300x260"):
+        assert_equal(events_of(recording.samples()), events[events.x < 300])
+    recording = open_recording(write_dat(tmp_path / "b.dat", events, header.replace("300", "30")))
+    with pytest.raises(RecordingError, match="outside 30x260") as error:
+        list(recording.samples())
+    assert error.value.reason == "corrupt_recording"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason", "sentence"),
+    [
+        ("a.raw", b"% format EVT9;width=2;height=2\n% end\n", "unknown_encoding", "'evt9'"),
+        ("a.raw", b"% evt 7.0\n", "unknown_encoding", "'7.0'"),
+        ("a.raw", b"\0\0\0\0", "unknown_encoding", "says 'nothing' for the encoding"),
+        ("a.dat", b"% Version 2\n\x28\x18", "unknown_encoding", "type and size 0x2818"),
+        ("a.dat", b"% Version 2\n", "unknown_encoding", "type and size 0x"),
+        ("a.es", b"Event Stream\2\0\0\2\1\0\1\0", "unknown_encoding", "version 2, type ATIS"),
+        ("a.es", b"Event Stream\2\0", "broken_recording", "inside its header"),
+        ("a.aedat", b"#!AER-DAT3.1\r\n", "unknown_encoding", "AER-DAT3.1; AEDAT 2.0 and 4.0"),
+        ("a.aedat4", b"#!AER-DAT4.0\r\n\0\0\0\0", "broken_recording", "can't be read as an AEDAT 4"),
+        ("a.h5", b"\x89HDF\r\n\x1a\nabc", "broken_recording", "damaged or cut"),
+        ("a.npz", b"PK\3\4abc", "broken_recording", "can't be read as a numpy archive"),
+        ("a.bag", b"#ROSBAG V2.0\nabc", "broken_recording", "can't be read as a ROS 1 bag"),
+        ("a.bin", b"\x89MCAP0\r\nabc", "unknown_recording", r"name it \*.mcap"),
+        ("a.txt", b"0.1 1 2 1\n0.2 x 2 1\n", "bad_columns", "a.txt:2: expected 't x y p'"),
+        ("a.txt", b"0.1 1 2 1\n0.2 1 2 3\n", "bad_event", "a.txt:2: the polarity"),
+        ("a.txt", b"0.1 1 2 1\n0.2 -1 2 1\n", "bad_event", "a.txt:2: the pixel"),
+        ("a.bin", b"\xff\xfe\x00", "unknown_recording", "of no kind that can be read"),
+    ],
+)
+def test_what_can_not_be_read_is_named(tmp_path, name, content, reason, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecordingError, match=sentence) as error:
+        list(open_recording(tmp_path / name).samples())
+    assert error.value.reason == reason
+
+
+def test_archives_and_hdf5_without_events_name_what_they_hold(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros(2), voxels=np.zeros(2))
+    with pytest.raises(RecordingError, match="holds voxels, x; expected the arrays x, y, t and p"):
+        open_recording(tmp_path / "a.npz")
+    columns = {"x": np.zeros(2), "y": np.zeros(2), "p": np.zeros(2)}
+    np.savez(tmp_path / "b.npz", t=np.zeros(3), **columns)
+    with pytest.raises(RecordingError, match="t 3, x 2, y 2, p 2"):
+        open_recording(tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", t=np.array([0.5, np.nan]), **columns)
+    with pytest.raises(RecordingError, match="bad time"):
+        open_recording(tmp_path / "c.npz")
+    np.savez(tmp_path / "d.npz", t=np.array(["a", "b"]), **columns)
+    with pytest.raises(RecordingError, match="not a column of numbers"):
+        open_recording(tmp_path / "d.npz")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images/left"] = np.zeros(2)
+    with pytest.raises(RecordingError, match="holds images, images/left; expected CD/events"):
+        open_recording(tmp_path / "a.h5")
+
+
+def test_a_missing_filter_is_named_with_its_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((4,))
+        properties.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, ())  # blosc
+        space = h5py.h5s.create_simple((4,))
+        group = file.create_group("events")
+        for name in "txyp":
+            h5py.h5d.create(group.id, name.encode(), h5py.h5t.NATIVE_UINT16, space, properties)
+    with pytest.raises(RecordingError, match="pip install hdf5plugin") as error:
+        list(open_recording(tmp_path / "a.h5").samples())
+    assert error.value.reason == "missing_package"
+
+
+@pytest.mark.parametrize("write", [write_raw, write_dat, write_npz])
+def test_a_large_file_is_read_in_little_memory(tmp_path, write):
+    """1 000 000 events are 13 MB as arrays."""
+    count = 1_000_000
+    rng = np.random.default_rng(0)
+    t = np.sort(rng.integers(0, 2_000_000, count)) + 5_000_000
+    x, y = (rng.integers(0, size, count).astype(np.uint16) for size in (WIDTH, HEIGHT))
+    path = write(tmp_path / ("a.npz" if write is write_npz else "a.dat"), Events(t, x, y, np.zeros(count, np.uint8)))
+    next(open_recording(path).samples())  # compiles
+    tracemalloc.start()
+    assert sum(len(chunk.events) for chunk in open_recording(path).samples()) == count
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * count
+
+
+# --- recordings that others made -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "truth"),
+    [
+        (
+            "raw/evt2.raw",
+            {"events": 521252, "width": 640, "height": 480, "geometry_inferred": True, "encoding": "evt2"},
+        ),
+        ("raw/dvs.es", {"events": 473225, "width": 320, "height": 240, "geometry_inferred": False}),
+        ("raw/sample_ncars.dat", {"events": 2009, "geometry_inferred": True}),
+        ("raw/sample.aedat4", {"events": 111954, "imu": 475, "width": 320, "height": 240}),
+        ("ecpy_test1/test_events_1.bag", {"events": 343474, "polarity_on": 125183, "t_first_us": 7139845}),
+        ("ecpy_test2", {"events": 571266, "polarity_on": 211043, "encoding": "libcaer_cmp", "width": 346}),
+        ("ecc_evt3_trigger", {"events": 82469, "t_first_us": 14224870, "t_last_us": 15476187, "triggers": 2}),
+        ("ecc_libcaer_rollover", {"t_first_us": 1702309120762236, "t_last_us": 1702309122762222}),
+        ("ecd_slider_depth", {"events": 50_000, "frames": 87, "masks": 5, "poses": 339, "t_first_us": 3811}),
+    ],
+)
+def test_known_truth(test_data, name, truth):
+    found = summarize(open_recording(test_data / "recordings" / name)).as_dict()
+    assert {key: found[key] for key in truth} == truth
+
+
+def test_text_and_numbers_agree(tmp_path):
+    events = make_events()
+    assert_equal(events_of(open_recording(write_text(tmp_path / "a.txt", events)).samples()), events)
+    assert open_recording(tmp_path / "a.txt").time_offset_ns == 0
+    early = Events(events.t - 5_000_000, events.x, events.y, events.p)
+    recording = open_recording(write_text(tmp_path / "b.txt", early))
+    assert recording.start_ns >= NS and recording.time_offset_ns == NS
