@@ -251,9 +251,8 @@ class Rectification(EventFilter):
         self._pixels = np.where(self._inside[..., None], rounded, 0).astype(np.uint16)
 
     def _filter(self, events: Events) -> Events:
-        kept = _select(events, self._inside[events.y, events.x])
-        columns, rows = self._pixels[kept.y, kept.x].T
-        return Events(kept.t, columns, rows, kept.p)
+        x, y, keep = _moved(self._pixels, self._inside, events.x, events.y)
+        return _select(Events(events.t, x, y, events.p), keep)
 
 
 @dataclass(frozen=True)
@@ -303,6 +302,15 @@ def _compact(keep, kept, t, x, y, p):  # type: ignore[no-untyped-def]
         new_t[n], new_x[n], new_y[n], new_p[n] = t[i], x[i], y[i], p[i]
         n += np.uint64(keep[i])
     return new_t[:kept], new_x[:kept], new_y[:kept], new_p[:kept]
+
+
+@njit(cache=True, nogil=True)
+def _moved(pixels, inside, x, y):  # type: ignore[no-untyped-def]
+    new_x, new_y, keep = np.empty_like(x), np.empty_like(y), np.empty(x.size, np.bool_)
+    for i in range(x.size):
+        new_x[i], new_y[i] = pixels[y[i], x[i], 0], pixels[y[i], x[i], 1]
+        keep[i] = inside[y[i], x[i]]
+    return new_x, new_y, keep
 
 
 @njit(cache=True, nogil=True)

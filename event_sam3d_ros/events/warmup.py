@@ -17,7 +17,7 @@ from event_sam3d_ros.events.codecs import (
     make_encoder,
 )
 from event_sam3d_ros.events.events import Events, concatenate
-from event_sam3d_ros.events.filters import FilterSettings
+from event_sam3d_ros.events.filters import FilterSettings, Rectification
 from event_sam3d_ros.events.representations import (
     histogram,
     tencode,
@@ -43,6 +43,7 @@ def warm_up() -> None:
     filters = FilterSettings((0, 0, 1, 1), "both", hot_pixels=True, background_ms=1, max_event_rate=1e6).make(1, 1)
     for keep in filters:  # the one after a pause ends the period of hot pixels; without neighbours it is background
         keep(concatenate([one] * 1000 + [Events(one.t + 10**7, one.x, one.y, one.p)]))
+    Rectification(np.zeros((1, 1, 2)))(one)
     tencode(one, 0, 1, 1, 1)
     tencode(concatenate([Events(one.t + 1, one.x, one.y, one.p), one]), 0, 2, 1, 1)  # not sorted: another kernel
     tencode_reference(one, 1, 1)

@@ -330,4 +330,4 @@ def test_warm_up_compiles_every_kernel_once():
     kernels = [value for value in vars(filters).values() if hasattr(value, "signatures")]
     compiled = {kernel.py_func.__name__: len(kernel.signatures) for kernel in kernels}
     assert {name for name, count in compiled.items() if count != 1} <= {"_random"}  # part of another
-    assert len(compiled) == 6
+    assert len(compiled) == 7
