@@ -13,6 +13,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from event_sam3d_ros.errors import EventSam3dError
 from event_sam3d_ros.nodes.health import Health
 
+_DRAIN_S = 0.02
+
 
 class Input:
     """One subscription of a node.
@@ -22,8 +24,8 @@ class Input:
     needed       whether silence on it is worth a warning; otherwise only while somebody publishes
     raw          hand serialized bytes to the callback, without filling a message
     latched      receive what was published before, as of /tf_static; nothing has to follow, so silence is no warning
-    drain        take everything that waits at once: rclpy's executor takes one message for each round of waiting, which
-                 costs more than to decode a packet of events
+    drain        take everything that waits at once, for 20 ms at most, so that timers get their turn under any load:
+                 rclpy's executor takes one message for each round of waiting, which costs more than to decode a packet
 
     Whatever the callback raises is counted and logged, so that bad input never ends the node.
     """
@@ -66,7 +68,8 @@ class Input:
     def _received(self, message: Any) -> None:
         self._handle(message)
         subscription = self._subscription
-        for _ in range(self._depth if self._drain else 0):
+        end = time.monotonic() + _DRAIN_S
+        while self._drain and time.monotonic() < end:
             with subscription.handle:
                 taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
             if taken is None:
