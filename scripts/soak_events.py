@@ -8,7 +8,7 @@ The core part decodes EVT3 packets of 1280x720, keeps as many as the default buf
 an event image for each of 30 frames per second of the stream. Its packets are the same simulated events again and
 again, whose times (the high parts in their words, and the stamps) are moved on; making them is not counted.
 The live part starts the installed node as a process, publishes the same packets as fast as --rate says, and reads the
-node's diagnostics and its memory.
+node's diagnostics and its memory, after ten seconds in which buffer and queues fill.
 
 Prints a line every few seconds and the result as JSON. Exit code 1 if resident memory grew by 5 % or more between the
 first tenth of the run and its end, or the buffer held more than its bound.
@@ -42,12 +42,14 @@ PACKET_US = 1 << 12
 FRAME_US = 33_333
 _TIME_HIGH = 0x8
 _REPORT_S = 5.0
+_FILL_S = 10.0
 
 
 class Camera:
     """Packets without end: the events of one round, again and again, at ever later times."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, start_ns: int) -> None:
+        self._start_ns = start_ns
         generator = np.random.default_rng(0)
         encoder = make_encoder("evt3", WIDTH, HEIGHT)
         self._words: list[tuple[np.ndarray, np.ndarray, int]] = []
@@ -62,6 +64,11 @@ class Camera:
             self._words.append((words, np.flatnonzero(words >> 12 == _TIME_HIGH), len(events)))
         self._number = self._round = 0
 
+    @property
+    def now_us(self) -> int:
+        """Sensor time at the end of the newest packet."""
+        return self._number * PACKET_US
+
     def packet(self) -> tuple[bytes, int, int]:
         """The next message, its number of events, and sensor time at its end in us."""
         place = self._number % len(self._words)
@@ -72,7 +79,7 @@ class Camera:
         moved = words.copy()
         moved[high] = _TIME_HIGH << 12 | (words[high] + self._round * (ROUND_US >> 12)) & 0xFFF
         cdr = encode_event_packet_cdr(
-            stamp_ns=START_NS + begin_us * 1000,
+            stamp_ns=self._start_ns + begin_us * 1000,
             frame_id="soak",
             width=WIDTH,
             height=HEIGHT,
@@ -90,6 +97,12 @@ def resident_bytes(process: int | str = "self") -> int:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def processor_seconds(process: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def growth(samples: list[tuple[float, int]]) -> float:
     """How much larger the end's memory is than the largest within the first tenth; samples of (progress, bytes)."""
     begin = max(size for progress, size in samples if progress <= max(0.1, samples[0][0]))
@@ -104,7 +117,7 @@ def soak_core(total: int, rate: float) -> dict[str, Any]:
     windows = EventWindows(
         "event_camera_msgs/msg/EventPacket", WindowSettings(), buffer, lambda reason, _: reports.update([reason])
     )
-    camera = Camera(rate)
+    camera = Camera(rate, START_NS)
     done = images = fullest = 0
     busy_s, next_frame_us, reported = 0.0, 100_000, time.monotonic()
     samples: list[tuple[float, int]] = []
@@ -148,6 +161,9 @@ def soak_live(seconds: float, rate: float) -> dict[str, Any]:
     from event_sam3d_ros.demo.processes import free_domain_id
 
     os.environ["ROS_DOMAIN_ID"] = str(free_domain_id())
+    # As the launch files do: with its default segment of shared memory Fast DDS loses packets of this size.
+    profile = Path(__file__).parents[1] / "config" / "fastdds_profile.xml"
+    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
     process = start_node("event_image_node", "-p", "window_mode:=continuous", "-p", "window_ms:=33.333")
     rclpy.init()
     try:
@@ -164,10 +180,17 @@ def soak_live(seconds: float, rate: float) -> dict[str, Any]:
         publisher = peer.create_publisher(EventPacket, "/event_camera/events", qos)
         wait(lambda: values.get("state") == "active" and publisher.get_subscription_count() > 0, peer, 60)
         samples: list[tuple[float, int]] = []
-        sent, behind_s = publish(publisher, peer, Camera(rate), seconds, lambda share: watch(process, samples, share))
+        camera = Camera(rate, time.time_ns())
+        publish(publisher, peer, camera, _FILL_S, lambda share: None)
+        used_s = processor_seconds(process.pid)
+        sent, behind_s = publish(
+            publisher, peer, camera, seconds, lambda share: samples.append((share, resident_bytes(process.pid)))
+        )
+        used_s = processor_seconds(process.pid) - used_s
         wait(lambda: False, peer, 2.0)
         return {
             "seconds": seconds,
+            "node_cores": round(used_s / seconds, 3),
             "packets_sent": sent,
             "publisher_behind_s": round(behind_s, 2),
             "resident_mb": round(samples[-1][1] / 1e6, 1),
@@ -197,10 +220,10 @@ def publish(
     """Send packets when their time has come; how many, and how far behind the last was."""
     import rclpy
 
-    start, sent, watched = time.monotonic(), 0, 0.0
+    start, sent, watched, begin_us = time.monotonic(), 0, 0.0, camera.now_us
     while True:
         cdr, _, end_us = camera.packet()
-        due = start + end_us / 1e6
+        due = start + (end_us - begin_us) / 1e6
         if due > start + seconds:
             return sent, max(0.0, time.monotonic() - due)
         while time.monotonic() < due:
@@ -210,12 +233,6 @@ def publish(
         if time.monotonic() - watched > 1.0:
             watched = time.monotonic()
             watch((watched - start) / seconds)
-
-
-def watch(process: Any, samples: list[tuple[float, int]], share: float) -> None:
-    """Note the node's memory, from when its buffer must be full."""
-    if share > 0.05:
-        samples.append((share, resident_bytes(process.pid)))
 
 
 def wait(condition: Callable[[], bool], peer: Any, seconds: float) -> None:

@@ -101,8 +101,9 @@ SICK = {
     "truncated_packet": lambda: changed(stream(), 20, payload=b"abc"),
     "byte_order": lambda: (packet | {"payload": swapped(packet["payload"])} for packet in stream()),
     "small_messages": lambda: (
-        packet | {"stamp_ns": START_NS + 100_000 * number, "payload": b""}
-        for number, packet in enumerate(packet for _ in range(50) for packet in stream())
+        packet | {"stamp_ns": START_NS + 100_000 * number, "seq": number, "payload": b""}
+        for packet in stream(1)
+        for number in range(12_000)
     ),
 }
 
@@ -115,7 +116,7 @@ def test_what_is_wrong_is_named(reason):
         "gap": {"sequence_gap", "gap"},
         "byte_order": {"byte_order", "corrupt_packet"},
         "truncated_packet": {"truncated_packet", "sequence_gap"},
-        "small_messages": {"small_messages", "silent_camera", "stream_restarted"},
+        "small_messages": {"small_messages", "silent_camera"},
         "stream_restarted": {"stream_restarted", "gap", "time_jump", "backward_time"},
     }
     assert set(found) <= allowed.get(reason, {reason})
