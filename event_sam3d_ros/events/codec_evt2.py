@@ -205,8 +205,8 @@ def _points(address, mask, last_high, width, height):  # type: ignore[no-untyped
     """How well two halves go as address and pixels: (points, TIME_HIGH).
 
     Sensors leave the other half of TIME_HIGH and triggers empty, and TIME_HIGH counts up; events are in the image, have
-    at least one pixel, and begin at a multiple of 32. A mask taken for an address rarely has all that, and an empty half
-    taken for one says nothing.
+    at least one pixel, and begin at a multiple of 32. A mask taken for an address rarely has all that, and an empty
+    half taken for one says nothing.
     """
     kind = address >> 28
     if kind == TIME_HIGH:
