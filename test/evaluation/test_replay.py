@@ -180,7 +180,9 @@ def test_the_limits_are_the_nodes_defaults() -> None:
     assert settings.length_ns == events["window_ms"] * MS
     assert settings.max_wait_s == events["max_wait_ms"] / 1e3
     assert settings.exposure_offset_ns == events["exposure_offset_ms"] * MS
-    assert settings.at_end == (events["window_alignment"] == "end")
+    assert (settings.mode, settings.frame_clock) == (events["window_mode"], events["frame_clock"])
+    assert (settings.alignment, settings.events) == (events["window_alignment"], events["window_events"])
+    assert settings.exposure_ns == events["exposure_ms"] * MS
     assert DEPTH_TOLERANCE_NS == RECONSTRUCTION_NODE.by_name["depth_tolerance_ms"].default * MS
 
 
