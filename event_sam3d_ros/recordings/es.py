@@ -49,7 +49,7 @@ class EsFile(EventFile):
 
     def _blocks(self) -> Iterator[Block]:
         size = self.path.stat().st_size
-        state = np.zeros(len(_STATE), np.int64)
+        state = np.zeros(len(STATE), np.int64)
         with self.path.open("rb") as file:
             file.seek(_HEADER_BYTES)
             while data := file.read(BLOCK_BYTES):
@@ -60,7 +60,7 @@ class EsFile(EventFile):
 
 
 # What carries over from block to block: bytes of the current event that were read, and what they said.
-_STATE = ("phase", "t", "x", "y", "p")
+STATE = ("phase", "t", "x", "y", "p")
 
 
 @njit(cache=True, nogil=True)

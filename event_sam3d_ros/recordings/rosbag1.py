@@ -27,6 +27,9 @@ class Rosbag1Recording(Rosbag2Recording):
     def _reader(self) -> Any:
         return Reader(self.path)
 
+    def _is_cut(self, reader: Any) -> bool:
+        return False  # the index of a ROS 1 bag is at its end: without it nothing can be read
+
     def _cdr(self, raw: bytes, kind: str) -> bytes:
         try:
             if kind in EVENT_PACKET_TYPES:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import shutil
 import struct
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
-from rosbags.rosbag2.reader import DirectoryReader
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from event_sam3d_ros.errors import EventSam3dError, RecordingError
+from event_sam3d_ros.errors import EventSam3dError, RecordingError, RecordingWarning
 from event_sam3d_ros.events.codecs import (
     Decoder,
     decode_dvs_event_array_cdr,
@@ -48,6 +48,7 @@ from event_sam3d_ros.recordings.bag_messages import (
     typestore,
     unsupported_type,
 )
+from event_sam3d_ros.recordings.bag_reader import BagReader
 from event_sam3d_ros.recordings.samples import (
     Calibration,
     EventChunk,
@@ -87,7 +88,7 @@ class Rosbag2Recording:
         self.topics = self._find_topics()
 
     def _reader(self) -> Any:
-        return _Reader(self.path)
+        return BagReader(self.path)
 
     def _cdr(self, raw: bytes, kind: str) -> bytes:
         """The bytes of a message as ROS 2 has them on the wire."""
@@ -136,11 +137,16 @@ class Rosbag2Recording:
                 yield RawMessage(connection.topic, connection.msgtype, receive_ns, cdr)
                 count += 1
                 self.progress = count / max(1, self._message_count)
-        if count != self._message_count:
-            raise RecordingError(
-                f"{self.path} announces {self._message_count} messages, but {count} can be read: it is damaged",
-                reason="broken_recording",
-            )
+            if self._is_cut(reader):
+                warnings.warn(RecordingWarning(f"{self.path} is cut; what is whole was read"), stacklevel=2)
+            elif count != self._message_count:
+                raise RecordingError(
+                    f"{self.path} announces {self._message_count} messages, but {count} can be read: it is damaged",
+                    reason="broken_recording",
+                )
+
+    def _is_cut(self, reader: Any) -> bool:
+        return bool(reader.is_cut)
 
     def frame_stamps(self) -> list[int]:
         """Stamps of all RGB frames in ns, in their order; those whose header can't be read are left out."""
@@ -181,19 +187,6 @@ class Rosbag2Recording:
             image = f"{image}/compressed"
         events = named(default.events, *EVENT_TYPES)
         return Topics(events=events, image=image, imu=named(default.imu, IMU_TYPE), pose=named(default.pose, POSE_TYPE))
-
-
-class _FolderReader(DirectoryReader):
-    """Reads a folder also where its metadata do not name the storage, as some writers leave it: the files tell."""
-
-    def __init__(self, path: Any) -> None:
-        super().__init__(path)
-        kind = "sqlite3" if any(path.glob("*.db3*")) else "mcap"
-        self.STORAGE_PLUGINS = {**DirectoryReader.STORAGE_PLUGINS, "": DirectoryReader.STORAGE_PLUGINS[kind]}
-
-
-class _Reader(Reader):
-    STORAGE_PLUGINS = {**Reader.STORAGE_PLUGINS, "dir": _FolderReader}
 
 
 def write_rosbag2(

@@ -68,7 +68,7 @@ def test_events_of_every_kind_come_back(name, written):
 @pytest.mark.parametrize("name", [name for name in WRITERS if name not in ("ros1.bag", "davis.aedat4")])
 def test_blocks_may_end_anywhere(name, written, monkeypatch):
     """Also inside an event, a word or a packet."""
-    events = make_events(100)
+    events = make_events(100, start_us=1000)
     path = written(name, events)
     whole = [sample.events.t.tolist() for sample in open_recording(path).samples() if isinstance(sample, EventChunk)]
     for target in SMALL_BLOCKS:

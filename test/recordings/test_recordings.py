@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.errors import RecordingError, RecordingWarning
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr
 from event_sam3d_ros.events.events import Events, Triggers
@@ -133,13 +133,24 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "bag").exists()
 
 
-@pytest.mark.parametrize("cut", [0.2, 0.6, 0.98])
-def test_a_truncated_bag_is_one_clear_error(tmp_path: Path, cut: float) -> None:
-    write_rosbag2(tmp_path / "bag", make_samples())
-    file = tmp_path / "bag" / "bag.mcap"
+@pytest.mark.parametrize(("storage", "cut"), [("mcap", 0.01), ("mcap", 0.2), ("sqlite3", 0.2), ("sqlite3", 0.6)])
+def test_a_bag_without_a_whole_message_is_one_clear_error(tmp_path: Path, storage: str, cut: float) -> None:
+    write_rosbag2(tmp_path / "bag", make_samples(), storage=storage)
+    file = next(path for path in (tmp_path / "bag").iterdir() if path.suffix != ".yaml")
     file.write_bytes(file.read_bytes()[: int(cut * file.stat().st_size)])
     with pytest.raises(RecordingError, match="bag"):
         list(open_recording(tmp_path / "bag").samples())
+
+
+@pytest.mark.parametrize("lost", [1, 8, 30, 300])
+def test_an_mcap_without_its_end_gives_what_is_whole(tmp_path: Path, lost: int) -> None:
+    """As a recorder leaves it that was killed: without metadata.yaml, too."""
+    write_rosbag2(tmp_path / "bag", make_samples())
+    file = tmp_path / "bag" / "bag.mcap"
+    file.write_bytes(file.read_bytes()[:-lost])
+    for path in (tmp_path / "bag", file):
+        with pytest.warns(RecordingWarning, match="is cut; what is whole was read"):
+            assert len(list(open_recording(path).samples())) == len(make_samples())
 
 
 def test_a_bag_with_fewer_messages_than_announced_is_an_error(tmp_path: Path) -> None:
@@ -337,6 +348,17 @@ def test_bags_of_others_give_their_known_truth(test_data: Path, name: str, count
     assert sum(len(chunk.events) for chunk in chunks) == count
     if on is not None:
         assert sum(int(chunk.events.p.sum()) for chunk in chunks) == on
+
+
+def test_a_cut_mcap_of_others_gives_its_begin(test_data: Path, tmp_path: Path) -> None:
+    file = next((test_data / "recordings" / "ecpy_test2").glob("*.mcap"))
+    whole = list(open_recording(file).samples())
+    (tmp_path / "cut.mcap").write_bytes(file.read_bytes()[:2_000_000])
+    with pytest.warns(RecordingWarning, match="is cut"):
+        part = list(open_recording(tmp_path / "cut.mcap").samples())
+    assert 50 < len(part) < len(whole)
+    for found, expected in zip(part, whole[: len(part)], strict=True):
+        assert_same(found, expected)
 
 
 def test_the_real_folder_survives_the_conversion(test_data: Path, tmp_path: Path) -> None:
