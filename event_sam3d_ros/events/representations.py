@@ -36,8 +36,8 @@ def tencode(events: Events, t0_us: int, t1_us: int, width: int, height: int) -> 
     (0, rint(255 v), 255) with halves rounded to even; pixels without events stay black.
     """
     t0, t1, width, height = _check(t0_us, t1_us, width, height)
-    inside = _inside(events, t0, t1, width, height)
-    kernel = _tencode_sorted if _is_sorted(inside.t) else _tencode_unsorted
+    inside, is_sorted = _inside(events, t0, t1, width, height)
+    kernel = _tencode_sorted if is_sorted else _tencode_unsorted
     return kernel(inside.t, inside.x, inside.y, inside.p, t0, t1, width, height)
 
 
@@ -58,7 +58,7 @@ def tencode_reference(events: Events, width: int, height: int, white_background:
     else:
         first, last = int(events.t.min()), int(events.t.max())
     t0, t1, width, height = _check(first, last + 1, width, height)
-    inside = _inside(events, t0, t1, width, height)
+    inside, _ = _inside(events, t0, t1, width, height)
     newest = _newest(inside.t, inside.x, inside.y, inside.p, t0, width, height)
     return _reference_colours(newest, max(last - first, 1), 255 if white_background else 0)
 
@@ -80,7 +80,7 @@ def voxel_grid(
             f"voxel grid of {bins} bins at {width}x{height} is empty or larger than 8 GB: give other bins",
             reason="bad_bins",
         )
-    inside = _inside(events, t0, t1, width, height)
+    inside, _ = _inside(events, t0, t1, width, height)
     grid = _voxel_grid(inside.t, inside.x, inside.y, inside.p, t0, t1, width, height, index(bins))
     if normalise:
         _normalise(grid.reshape(-1))
@@ -90,7 +90,7 @@ def voxel_grid(
 def histogram(events: Events, t0_us: int, t1_us: int, width: int, height: int) -> NDArray[np.int32]:
     """Number of events of each pixel: negative ones in the first plane, positive ones in the second."""
     t0, t1, width, height = _check(t0_us, t1_us, width, height)
-    inside = _inside(events, t0, t1, width, height)
+    inside, _ = _inside(events, t0, t1, width, height)
     return _histogram(inside.x, inside.y, inside.p, width, height)
 
 
@@ -105,7 +105,7 @@ def time_surface(
     t0, t1, width, height = _check(t0_us, t1_us, width, height)
     if not (tau_us > 0 and math.isfinite(tau_us)):
         raise InputError(f"time surface can't decay with tau_us = {tau_us}: give a positive time", reason="bad_tau")
-    inside = _inside(events, t0, t1, width, height)
+    inside, _ = _inside(events, t0, t1, width, height)
     return _time_surface(inside.t, inside.x, inside.y, inside.p, t1, width, height, float(tau_us))
 
 
@@ -119,35 +119,29 @@ def _check(t0_us: int, t1_us: int, width: int, height: int) -> tuple[int, int, i
     return t0, t1, index(width), index(height)
 
 
-def _inside(events: Events, t0: int, t1: int, width: int, height: int) -> Events:
-    """The events inside the window and the image, which are all that the kernels below can bear."""
+def _inside(events: Events, t0: int, t1: int, width: int, height: int) -> tuple[Events, bool]:
+    """The events inside the window and the image, which are all that the kernels below can bear; whether sorted."""
     t, x, y = events.t, events.x, events.y
+    outside, steps_back, right, bottom = _survey(t, x, y, t0, t1)
     # Mostly all of them are: what a buffer cuts out for a window, of the camera that the image belongs to.
-    if _all_inside(t, x, y, t0, t1, width, height):
-        return events
-    return events[(t >= t0) & (t < t1) & (x < width) & (y < height)]
-
-
-# Loops without an early exit, and split by the types that they look at: so the compiler compares several at once.
+    if outside or right >= width or bottom >= height:
+        events = events[(t >= t0) & (t < t1) & (x < width) & (y < height)]
+    return events, steps_back == 0
 
 
 @njit(cache=True, nogil=True)
-def _all_inside(t, x, y, t0, t1, width, height):  # type: ignore[no-untyped-def]
-    outside = 0
-    for i in range(t.size):
+def _survey(t, x, y, t0, t1):  # type: ignore[no-untyped-def]
+    """Number of events outside the window, and of those older than the one before; largest column and row."""
+    # Loops without an early exit, and split by the types that they look at: so the compiler compares several at once.
+    outside = 0 if t.size == 0 else np.int64((t[0] < t0) | (t[0] >= t1))
+    steps_back = 0
+    for i in range(1, t.size):
         outside += (t[i] < t0) | (t[i] >= t1)
+        steps_back += t[i] < t[i - 1]
     right, bottom = np.uint16(0), np.uint16(0)
     for i in range(x.size):
         right, bottom = max(right, x[i]), max(bottom, y[i])
-    return outside == 0 and right < width and bottom < height
-
-
-@njit(cache=True, nogil=True)
-def _is_sorted(t):  # type: ignore[no-untyped-def]
-    steps_back = 0
-    for i in range(1, t.size):
-        steps_back += t[i] < t[i - 1]
-    return steps_back == 0
+    return outside, steps_back, right, bottom
 
 
 @njit(cache=True, nogil=True)
