@@ -1,77 +1,416 @@
-"""How fast packets become events and events become images: ``python benchmarks/events.py [events]``.
+"""How fast packets become events and events become images, beside the other libraries that can do it.
 
-Times depend on the machine; the last column does much less: how many times longer than copying the same events
-(13 bytes each) a step takes. Medians of 15 runs, processor time of one thread.
+    python benchmarks/events.py [--event-sam3d DIR] [--evt3 FILE.raw] [--runs 9]
+
+Prints the table of docs/benchmarks.md. Recordings come from $EVENT_SAM3D_TEST_DATA (by default ../shared/data), and are
+repeated with shifted time until they are long enough; --evt3 is one more, of a 1280x720 sensor, with a denser stream.
+faery, expelliarmus, evlib and tonic take part where they are installed, event_sam3d where --event-sam3d says where its
+source is. All sides of a row run in turn, in one process and on one thread; times are medians of processor time.
 """
 
+# ruff: noqa: E402 - threads are counted when the libraries are loaded
 from __future__ import annotations
 
+import os
+
+for _threads in (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+    "RAYON_NUM_THREADS",
+):
+    os.environ[_threads] = "1"
+
+import argparse
 import itertools
+import logging
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from event_sam3d_ros.events.buffer import EventBuffer
-from event_sam3d_ros.events.codecs import ENCODINGS, make_decoder, make_encoder
+from event_sam3d_ros.events.codecs import (
+    encode_event_packet_cdr,
+    make_decoder,
+    make_encoder,
+    parse_event_packet_cdr,
+)
 from event_sam3d_ros.events.events import Events, concatenate
-from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.events.filters import BackgroundActivityFilter, HotPixelFilter, RateLimiter
+from event_sam3d_ros.events.representations import histogram, tencode, tencode_reference, time_surface, voxel_grid
+from event_sam3d_ros.events.stream import EventStream
 from event_sam3d_ros.events.warmup import warm_up
+from event_sam3d_ros.recordings.files import EventChunk, open_recording, open_rosbag2
 
-WIDTH, HEIGHT, WINDOW_US = 640, 480, 50_000
-
-
-def moving_edges(count: int, seed: int = 0) -> Events:
-    """Half of the events lie in rows of neighbours (an edge that moves), half anywhere (texture, noise)."""
-    rng = np.random.default_rng(seed)
-    edge = rng.random(count // 8) < 0.5
-    x0, y0 = rng.integers(0, WIDTH - 8, edge.size), rng.integers(0, HEIGHT, edge.size)
-    t0, p0 = np.sort(rng.integers(0, WINDOW_US, edge.size)), rng.integers(0, 2, edge.size)
-    along = edge[:, None]
-    x = np.where(along, x0[:, None] + np.arange(8), rng.integers(0, WIDTH, (edge.size, 8)))
-    y = np.where(along, y0[:, None], rng.integers(0, HEIGHT, (edge.size, 8)))
-    t = np.repeat(t0, 8)
-    p = np.repeat(p0, 8)
-    return Events(t, x.ravel().astype(np.uint16), y.ravel().astype(np.uint16), p.astype(np.uint8))
+HD, VGA = (1280, 720), (640, 480)
+FILE_EVENTS = 3_500_000
+PACKET_BYTES = 1 << 16
+WINDOW_EVENTS = 500_000  # 50 ms at 10 million events per second
+Step = Callable[[], Any]
 
 
-def median_seconds(step: Callable[[], object], runs: int = 15) -> float:
-    seconds = []
-    for _ in range(runs):
-        start = time.thread_time()
-        step()
-        seconds.append(time.thread_time() - start)
-    return float(np.median(seconds))
+@dataclass
+class Row:
+    """One line of the table: ``amount`` of events per run; the other sides, or why one is missing, by name.
+
+    ``reads``: the results are events, of which all sides must give the same number.
+    """
+
+    name: str
+    amount: int
+    ours: Step
+    others: dict[str, Step | str] = field(default_factory=dict)
+    goal: str = ""
+    reads: bool = False
+
+
+def medians(steps: Sequence[Step], runs: int) -> list[float]:
+    """Seconds of processor time of each step, all steps in turn; the first round does not count."""
+    seconds = np.empty((runs + 1, len(steps)))
+    for run, i in itertools.product(range(runs + 1), range(len(steps))):
+        begin = time.process_time()
+        result = steps[i]()
+        seconds[run, i] = time.process_time() - begin
+        del result  # freeing is not what is measured
+    return np.median(seconds[1:], axis=0).tolist()
+
+
+# Real events, long enough
+
+
+def repeat_words(words: np.ndarray, is_time_high: np.ndarray, bits: int, times: int) -> np.ndarray:
+    """A stream of words ``times`` over, with the TIME_HIGH words (payload: the low ``bits``) counting on."""
+    mask = words.dtype.type((1 << bits) - 1)
+    highs = (words[is_time_high] & mask).astype(np.int64)
+    unwrapped = np.unwrap(highs, period=1 << bits)
+    step = int(unwrapped.max() - unwrapped.min()) + 1
+    copies = []
+    for i in range(times):
+        copy = words.copy()
+        copy[is_time_high] = (words[is_time_high] & ~mask) | (highs + i * step & int(mask)).astype(words.dtype)
+        copies.append(copy)
+    return np.concatenate(copies)
+
+
+def repeat_events(events: Events, count: int) -> Events:
+    times = -(-count // len(events))
+    span = int(events.t[-1]) + 1 - int(events.t[0])
+    return concatenate([Events(events.t + i * span, events.x, events.y, events.p) for i in range(times)])[:count]
+
+
+def payload_of_bag(path: Path) -> bytes:
+    packets = (message.cdr for message in open_rosbag2(path).raw_messages() if "event" in message.topic)
+    return b"".join(parse_event_packet_cdr(cdr).payload for cdr in packets)
+
+
+def events_of(path: Path) -> list[Events]:
+    return [sample.events for sample in open_recording(path).samples() if isinstance(sample, EventChunk)]
+
+
+def raw_file(folder: Path, name: str, header: str, payload: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(f"{header}\n% end\n".encode() + payload)
+    return path
+
+
+def payload_of_raw(path: Path) -> bytes:
+    data = path.read_bytes()
+    while data.startswith(b"% "):
+        data = data[data.index(b"\n") + 1 :]
+    return data
+
+
+# The other libraries
+
+
+def imported(name: str) -> Any:
+    """The module, or None where it is not installed."""
+    try:
+        logging.disable(logging.WARNING)
+        return __import__(name)
+    except ImportError:
+        return None
+
+
+def file_readers(path: Path, encoding: str) -> dict[str, Step | str]:
+    faery, expelliarmus, evlib = (imported(name) for name in ("faery", "expelliarmus", "evlib"))
+    return {
+        "faery": (lambda: list(faery.events_stream_from_file(path))) if faery else "not installed",
+        "expelliarmus": (lambda: expelliarmus.Wizard(encoding=encoding).read(path))
+        if expelliarmus
+        else "not installed",
+        "evlib": (lambda: evlib.load_events(str(path), sort=False).collect()) if evlib else "not installed",
+    }
+
+
+def event_sam3d_steps(folder: Path | None, events: Events) -> dict[str, Step | str]:
+    """Steps ``Tencode`` and ``VoxelGrid`` of event_sam3d, or why there are none."""
+    if folder is None:
+        return dict.fromkeys(("Tencode", "VoxelGrid"), "no --event-sam3d")
+    sys.path.append(str(folder))
+    import torch
+    from event_sam3d.utils import events_representations as theirs
+
+    torch.set_num_threads(1)
+    x, y, p, t = (torch.from_numpy(getattr(events, name).astype(np.float64)) for name in "xypt")
+    its_tencode, its_grid = theirs.Tencode(*VGA[::-1]), theirs.VoxelGrid(*VGA[::-1], False, 5)
+    image = its_tencode.to_rgb_mono(its_tencode.convert(x, y, p, t))
+    assert np.array_equal(image, tencode_reference(events, *VGA)), "event_sam3d's Tencode is not our reference mode"
+    return {"Tencode": lambda: its_tencode.convert(x, y, p, t), "VoxelGrid": lambda: its_grid.convert(x, y, p, t)}
+
+
+def tonic_steps(events: Events) -> dict[str, Step | str]:
+    """Steps ``voxels`` and ``denoise`` of tonic, or why there are none; the latter with the first 100,000 events."""
+    tonic = imported("tonic")
+    if tonic is None:
+        return dict.fromkeys(("voxels", "denoise"), "not installed")
+    from tonic import transforms
+
+    array = np.zeros(len(events), np.dtype([("x", "<i2"), ("y", "<i2"), ("t", "<i8"), ("p", "i1")]))
+    for name in "xytp":
+        array[name] = getattr(events, name)
+    voxels = transforms.ToVoxelGrid((*VGA, 2), 5)
+    denoise = transforms.Denoise(10_000)
+    return {"voxels": lambda: voxels(array), "denoise": lambda: denoise(array[:100_000])}
+
+
+# The rows
+
+
+def decode_all(payload: bytes, encoding: str, size: tuple[int, int] = HD) -> list[Events]:
+    decoder = make_decoder(encoding, *size)
+    return [decoder.decode(payload[i : i + PACKET_BYTES]) for i in range(0, len(payload), PACKET_BYTES)]
+
+
+def payload_to_tencode(payload: bytes, bounds: list[int]) -> None:
+    """From packets to images, one for each pair of neighbouring bounds."""
+    decoder, buffer = make_decoder("evt3", *HD), EventBuffer(int(np.diff(bounds).max()) + 100_000)
+    windows = itertools.pairwise(bounds)
+    t0, t1 = next(windows)
+    for i in range(0, len(payload), PACKET_BYTES):
+        buffer.append(decoder.decode(payload[i : i + PACKET_BYTES]))
+        while buffer.t_last is not None and buffer.t_last >= t1:
+            tencode(buffer.window(t0, t1), t0, t1, *HD)
+            if t1 == bounds[-1]:
+                return
+            t0, t1 = next(windows)
+
+
+def evt3_rows(name: str, payload: bytes, folder: Path) -> list[Row]:
+    count = sum(len(events) for events in decode_all(payload, "evt3"))
+    words = np.frombuffer(payload, "<u2")
+    payload = repeat_words(words, words >> 12 == 8, 12, -(-FILE_EVENTS // count)).tobytes()
+    events = concatenate(decode_all(payload, "evt3"))
+    path = raw_file(folder, f"{name}.raw", "% evt 3.0\n% format EVT3;height=720;width=1280", payload)
+    times = np.maximum.accumulate(events.t)
+    bounds = np.unique(times[::WINDOW_EVENTS]).tolist()
+    what = f"EVT3 1280x720, {name} ({len(payload) / len(events):.1f} bytes per event)"
+    return [
+        Row(
+            f"{what}: decode",
+            len(events),
+            lambda: decode_all(payload, "evt3"),
+            file_readers(path, "evt3"),
+            "1x faery, 1.5x expelliarmus",
+            reads=True,
+        ),
+        Row(f"{what}: `open_recording`", len(events), lambda: events_of(path)),
+        Row(
+            f"{what}: payload to Tencode, {(bounds[1] - bounds[0]) / 1000:.0f} ms windows",
+            int(np.searchsorted(times, bounds[-1])),
+            lambda: payload_to_tencode(payload, bounds),
+            goal="60 Mev/s",
+        ),
+    ]
+
+
+def evt2_row(payload: bytes, folder: Path) -> Row:
+    count = sum(len(events) for events in decode_all(payload, "evt2"))
+    words = np.frombuffer(payload, "<u4")
+    payload = repeat_words(words, words >> 28 == 8, 28, -(-FILE_EVENTS // count)).tobytes()
+    path = raw_file(folder, "evt2.raw", "% evt 2.0\n% format EVT2;height=720;width=1280", payload)
+    count = sum(len(events) for events in decode_all(payload, "evt2"))
+    return Row(
+        "EVT2: decode",
+        count,
+        lambda: decode_all(payload, "evt2"),
+        file_readers(path, "evt2"),
+        "2x expelliarmus",
+        reads=True,
+    )
+
+
+def image_rows(events: Events, event_sam3d: Path | None) -> list[Row]:
+    t0, t1, count = int(events.t[0]), int(events.t[-1]) + 1, len(events)
+    window = (t0, t1, *VGA)
+    theirs, tonic = event_sam3d_steps(event_sam3d, events), tonic_steps(events)
+    shuffled = events[np.random.default_rng(0).permutation(count)]
+    few = events[-50_000:]
+    buffer = EventBuffer(1_000_000_000)
+    buffer.append(few)
+    few_t0 = int(few.t[0])
+    filters = {
+        "background activity": BackgroundActivityFilter(*VGA),
+        "hot pixels": HotPixelFilter(*VGA),
+        "rate limiter": RateLimiter(count / (t1 - t0) * 0.5e6),
+    }
+    return [
+        Row(
+            "Tencode 640x480",
+            count,
+            lambda: tencode(events, *window),
+            {"event_sam3d (torch)": theirs["Tencode"]},
+            "25x event_sam3d",
+        ),
+        Row("Tencode 640x480, events out of order", count, lambda: tencode(shuffled, *window)),
+        Row("Tencode as event_sam3d", count, lambda: tencode_reference(events, *VGA)),
+        Row(
+            "voxel grid, 5 bins, 640x480",
+            count,
+            lambda: voxel_grid(events, *window),
+            {"tonic": tonic["voxels"], "event_sam3d (torch)": theirs["VoxelGrid"]},
+            "15x tonic",
+        ),
+        Row("histogram 640x480", count, lambda: histogram(events, *window)),
+        Row("time surface 640x480", count, lambda: time_surface(events, *window)),
+        Row(
+            "a window of 50,000 events: buffer to Tencode, 640x480",
+            len(few),
+            lambda: tencode(buffer.window(few_t0, t1), few_t0, t1, *VGA),
+            goal="1 ms",
+        ),
+        Row(
+            "a window of 50,000 events: buffer to Tencode, 1280x720",
+            len(few),
+            lambda: tencode(buffer.window(few_t0, t1), few_t0, t1, *HD),
+            goal="1 ms",
+        ),
+        *(
+            Row(f"filter: {name}", count, lambda keep=keep: (keep.reset(), keep(events)))
+            for name, keep in filters.items()
+        ),
+        Row(
+            "filter: background activity, 100,000 events",
+            100_000,
+            lambda: filters["background activity"](events[:100_000]),
+            {"tonic": tonic["denoise"]},
+        ),
+    ]
+
+
+def packet_cost(events: Events, runs: int) -> tuple[float, float]:
+    """Seconds per packet of 1 ms: from its message's bytes to the buffer, and the part of that in the decoder."""
+    bounds_us = np.arange(events.t[0], events.t[-1], 1000)
+    bounds = np.searchsorted(events.t, [*bounds_us, events.t[-1] + 1])
+    encoder = make_encoder("evt3", *VGA)
+    packets = [events[first:last] for first, last in itertools.pairwise(bounds)]
+    payloads = [encoder.encode(packet)[0] for packet in packets]
+    messages = [
+        encode_event_packet_cdr(
+            stamp_ns=1000 * int(t),
+            frame_id="camera",
+            width=VGA[0],
+            height=VGA[1],
+            seq=seq,
+            time_base=0,
+            encoding="evt3",
+            payload=payload,
+        )
+        for seq, (t, payload) in enumerate(zip(bounds_us, payloads, strict=True))
+    ]
+
+    def listen() -> None:
+        stream = EventStream("event_camera_msgs/msg/EventPacket", EventBuffer(), print)
+        for message in messages:
+            stream.add_message(message)
+
+    def decode() -> None:
+        decoder = make_decoder("evt3", *VGA)
+        for payload in payloads:
+            decoder.decode(payload)
+
+    whole, decoding = medians([listen, decode], runs)
+    return whole / len(messages), decoding / len(messages)
+
+
+FIRST_PACKET = """
+import sys, time
+begin = time.perf_counter()
+from event_sam3d_ros.events.codecs import make_decoder
+make_decoder("evt3", 1280, 720).decode(bytes.fromhex(sys.argv[1]))
+print(time.process_time(), time.perf_counter() - begin, *({"torch", "open3d"} & set(sys.modules)))
+"""
+
+
+def first_packet(payload: bytes, runs: int) -> str:
+    """Time to the first decoded packet in a fresh process, and which of torch and open3d it loaded."""
+    command = [sys.executable, "-c", FIRST_PACKET, payload[:4096].hex()]
+    outputs = [subprocess.run(command, capture_output=True, check=True, text=True).stdout.split() for _ in range(runs)]
+    processor, wall = np.median([[float(seconds) for seconds in output[:2]] for output in outputs], axis=0)
+    return f"{processor:.2f} s (by the clock {wall:.2f} s), loads {' and '.join(outputs[0][2:]) or 'neither'}"
+
+
+# The table
+
+
+def line(row: Row, runs: int) -> str:
+    steps = {name: step for name, step in row.others.items() if not isinstance(step, str)}
+    missing = {name: why for name, why in row.others.items() if isinstance(why, str)}
+    for name, step in list(steps.items()):
+        try:
+            found = step()
+        except Exception as error:  # another library's failure is a result, not an end
+            missing[name] = f"fails: {type(error).__name__}"
+            del steps[name]
+            continue
+        if found is None or row.reads and sum(map(len, found if isinstance(found, list) else [found])) != row.amount:
+            missing[name] = "does not read it, or gives another number of events"
+            del steps[name]
+    ours, *theirs = medians([row.ours, *steps.values()], runs)
+    sides = dict(zip(steps, theirs, strict=True))
+    ratios = [f"{seconds / ours:.1f}x {name}" for name, seconds in sides.items()]
+    absolute = [f"{name} {1e3 * seconds:.1f} ms" for name, seconds in sides.items()]
+    absolute += [f"{name}: {why}" for name, why in missing.items()]
+    speed = f"{1e3 * ours:.2f} ms ({row.amount / ours / 1e6:.0f} Mev/s)"
+    return f"| {row.name} | {', '.join(ratios) or '-'} | {row.goal or '-'} | {speed} | {', '.join(absolute) or '-'} |"
 
 
 def main() -> None:
-    events = moving_edges(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--event-sam3d", type=Path, metavar="DIR", help="source of event_sam3d")
+    parser.add_argument("--evt3", type=Path, metavar="FILE", help="RAW file of EVT3, 1280x720")
+    parser.add_argument("--runs", type=int, default=9)
+    options = parser.parse_args()
+    data = Path(os.environ.get("EVENT_SAM3D_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "recordings"
     warm_up()
-    # Packets of 1 ms, as drivers send them.
-    bounds = np.searchsorted(events.t, np.arange(0, WINDOW_US + 1, 1000))
-    packets = [events[first:last] for first, last in itertools.pairwise(bounds)]
-    steps: dict[str, Callable[[], object]] = {"copy": lambda: concatenate([events, Events.empty()])}
-    for encoding in ENCODINGS:
-        encoder = make_encoder(encoding, WIDTH, HEIGHT)
-        encoded = [encoder.encode(packet) for packet in packets]
-        steps[f"decode {encoding}"] = lambda encoding=encoding, encoded=encoded: [
-            decoder.decode(*packet) for decoder in [make_decoder(encoding, WIDTH, HEIGHT)] for packet in encoded
-        ]
-    buffer = EventBuffer(1_000_000, 2 * len(events), 1 << 30)
-    steps["buffer append"] = lambda: (buffer.clear(), [buffer.append(packet) for packet in packets])
-    steps["buffer window"] = lambda: buffer.window(0, WINDOW_US)
-    steps["tencode"] = lambda: tencode(events, 0, WINDOW_US, WIDTH, HEIGHT)
-    shuffled = events[np.random.default_rng(0).permutation(len(events))]
-    steps["tencode, unsorted"] = lambda: tencode(shuffled, 0, WINDOW_US, WIDTH, HEIGHT)
+    vga = repeat_events(concatenate(events_of(data / "ecpy_test1")), 1_000_000)
+    hd_payload = payload_of_bag(data / "ecc_evt3_trigger")
 
-    print(f"{len(events)} events, {WIDTH}x{HEIGHT}, {len(packets)} packets")
-    print(f"{'step':20}{'ms':>9}{'Mev/s':>9}{'x copy':>9}")
-    copy = 0.0
-    for name, step in steps.items():
-        seconds = median_seconds(step)
-        copy = copy or seconds
-        print(f"{name:20}{1e3 * seconds:9.2f}{len(events) / seconds / 1e6:9.0f}{seconds / copy:9.1f}")
+    print("| step | times faster than | goal | ours | theirs |")
+    print("| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = evt3_rows("sparse", hd_payload, folder)
+        if options.evt3:
+            rows = evt3_rows("dense", payload_of_raw(options.evt3), folder) + rows
+        rows += [evt2_row(payload_of_raw(data / "raw" / "evt2.raw"), folder), *image_rows(vga, options.event_sam3d)]
+        for row in rows:
+            print(line(row, options.runs), flush=True)
+    whole, decoding = packet_cost(vga[:300_000], options.runs)
+    print(
+        f"| a packet of 1 ms, from its message's bytes into the buffer, beyond decoding | - | 50 us | "
+        f"{1e6 * (whole - decoding):.0f} us (decoding: {1e6 * decoding:.0f} us) | - |"
+    )
+    first = first_packet(hd_payload, options.runs)
+    print(f"| fresh process to its first decoded packet, without torch and open3d | - | 1.5 s | {first} | - |")
 
 
 if __name__ == "__main__":
