@@ -124,6 +124,28 @@ def load_camera_info(path: str | Path) -> CameraModel:
         raise CalibrationError(f"calibration {path}: {error}", reason=error.reason) from error
 
 
+def load_rectification(path: str | Path) -> tuple[CameraModel, CameraModel]:
+    """A camera as `load_camera_info` reads it, and the one without distortion that sees image_proc's image_rect.
+
+    That one has the intrinsics of ``projection_matrix``, or where the file has none those of the camera. A file of a
+    stereo camera, whose image_rect is turned by ``rectification_matrix``, is ``bad_calibration``.
+    """
+    camera, content, K = load_camera_info(path), _read(path), None
+    try:
+        if "rectification_matrix" in content:
+            turn = _numbers(_mapping(content, "rectification_matrix"), "data", 9)
+            if not np.allclose(turn, np.eye(3).ravel(), atol=1e-6):
+                raise CalibrationError(
+                    "its rectification_matrix turns the image, as of a stereo camera: calibrate the camera by itself",
+                    reason="bad_calibration",
+                )
+        if "projection_matrix" in content:
+            K = _numbers(_mapping(content, "projection_matrix"), "data", 12).reshape(3, 4)[:, :3]
+        return camera, _camera("projection_matrix", camera.K if K is None else K, (), camera.width, camera.height, "")
+    except CalibrationError as error:
+        raise CalibrationError(f"calibration {path}: {error}", reason=error.reason) from error
+
+
 def _read(path: str | Path) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))

@@ -95,12 +95,14 @@ def pixel_rays(camera: CameraModel) -> NDArray[np.float32]:
     return rays.reshape(camera.height, camera.width, 2).astype(np.float32)
 
 
-def rectified_pixels(camera: CameraModel) -> NDArray[np.float32]:
+def rectified_pixels(camera: CameraModel, rectified: CameraModel | None = None) -> NDArray[np.float32]:
     """Column and row that each pixel has in the rectified image, float32 [H,W,2]: a table for events.
 
-    NaN where the lens model has no ray. The rectified camera keeps K, as in `CameraModel.rectify`.
+    NaN where the lens model has no ray. The rectified image has the K of ``rectified``, or without it that of the
+    camera, as in `CameraModel.rectify`.
     """
-    return (pixel_rays(camera) * camera.K[[0, 1], [0, 1]] + camera.K[:2, 2]).astype(np.float32)
+    K = (rectified or camera).K
+    return (pixel_rays(camera) * K[[0, 1], [0, 1]] + K[:2, 2]).astype(np.float32)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

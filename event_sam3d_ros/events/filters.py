@@ -257,10 +257,14 @@ class Rectification(EventFilter):
 
 @dataclass(frozen=True)
 class FilterSettings:
-    """The filters of a stream, as the node's parameters of the same names say; by default none.
+    """The filters of a stream, as the node's parameters say; by default none.
 
-    roi  x, y, width, height in pixels.  polarity  both, on or off.  hot_pixels  whether to learn and drop them.
-    background_ms  how long a neighbour supports an event, 0: for ever.  max_event_rate  events per second, 0: any.
+    roi             x, y, width, height in pixels of the sensor
+    polarity        both, on or off
+    hot_pixels      whether to learn and drop them
+    background_ms   how long a neighbour supports an event, 0: no event needs support
+    max_event_rate  events per second, 0: any
+    rectified       where each pixel is in the rectified image, see `Rectification`; None: events stay where they are
     """
 
     roi: tuple[int, int, int, int] | None = None
@@ -268,9 +272,13 @@ class FilterSettings:
     hot_pixels: bool = False
     background_ms: float = 0.0
     max_event_rate: float = 0.0
+    rectified: NDArray[np.floating] | None = None
 
     def make(self, width: int, height: int) -> list[EventFilter]:
-        """New filters for a sensor of that size, in the order that suits them."""
+        """New filters for a sensor of that size, in the order that suits them.
+
+        Raises ConfigurationError ``bad_filter``, and InputError ``size_mismatch`` for a table of another size.
+        """
         filters: list[EventFilter] = []
         if self.roi is not None:
             filters.append(RegionOfInterest(*self.roi))
@@ -280,6 +288,15 @@ class FilterSettings:
             filters.append(HotPixelFilter(width, height))
         if self.background_ms > 0:
             filters.append(BackgroundActivityFilter(width, height, max(1, round(1000 * self.background_ms))))
+        if self.rectified is not None:
+            if self.rectified.shape[:2] != (height, width):
+                rows, columns = self.rectified.shape[:2]
+                raise InputError(
+                    f"events come from {width}x{height} pixels, the calibration to rectify them is for "
+                    f"{columns}x{rows}: calibrate at the size that is used",
+                    reason="size_mismatch",
+                )
+            filters.append(Rectification(self.rectified))
         if self.max_event_rate > 0:
             filters.append(RateLimiter(self.max_event_rate))
         return filters

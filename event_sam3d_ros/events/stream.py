@@ -18,6 +18,7 @@ from event_sam3d_ros.events.codecs import (
     parse_header_cdr,
 )
 from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.filters import EventFilter, FilterSettings
 
 # A sensor's clock and its packets' stamps agree to a few ms; further apart they are not of one stream.
 PLAUSIBLE_NS = 1_000_000_000
@@ -39,18 +40,27 @@ class EventStream:
     new stream has begun, as when a bag loops or a camera is started again, and both start it. Either way it is one
     report.
 
-    ``report(reason, sentence)`` gets everything that is lost or unusual.
+    ``report(reason, sentence)`` gets everything that is lost or unusual. ``filters`` stand before the buffer; clock,
+    checks and totals see all events.
 
     ``newest``        the newest packet that was taken: size, frame_id and encoding of the stream; None before the first
-    ``newest_events``  its events
+    ``newest_events``  its events, before the filters
+    ``t_last``        sensor time up to which events have come, whether they were kept or not; None before the first
     ``starts``        how often a stream has begun after another
     ``lost_packets``, ``packets``, ``events``  totals over all streams
     """
 
-    def __init__(self, message_type: str, buffer: EventBuffer, report: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        message_type: str,
+        buffer: EventBuffer,
+        report: Callable[[str, str], None],
+        filters: FilterSettings | None = None,
+    ) -> None:
         self.buffer, self.clock = buffer, SensorClock()
         self.starts = self.lost_packets = self.packets = self.events = 0
         self._is_array, self._report = message_type in ARRAY_TYPES, report
+        self._filter_settings = filters or FilterSettings()
         self._held: tuple[_Packet, EventSam3dError] | None = None
         self._warned: set[str] = set()
         self._forget()
@@ -58,8 +68,10 @@ class EventStream:
     def _forget(self) -> None:
         self.newest: EventPacketView | None = None
         self.newest_events = Events.empty()
+        self.t_last: int | None = None
         self._newest_ns = 0  # stamp of the newest one with events: that of an empty packet can't be checked
         self._decoder: Decoder | None = None
+        self._filters: list[EventFilter] | None = None  # made when the sensor's size is known
         self.clock.reset()
         self.buffer.clear()
 
@@ -67,6 +79,8 @@ class EventStream:
     def values(self) -> dict[str, str]:
         """Key-values for diagnostics."""
         counters = self.buffer.counters | (self._decoder.counters if self._decoder else {})
+        for keep in self._filters or ():
+            counters = counters | keep.counters
         t_first, t_last = self.buffer.t_first, self.buffer.t_last
         span_us = 0 if t_first is None or t_last is None else t_last - t_first
         values = {
@@ -145,11 +159,12 @@ class EventStream:
             if problem is not None:
                 return problem
             try:
-                self.buffer.append(events)
+                self.buffer.append(self._filtered(view, events))
             except BackwardTimeError as error:
                 return error
             self._set_clock(view.stamp_ns, int(events.t[0]))
             self._newest_ns = view.stamp_ns
+            self.t_last = int(events.t[-1]) if self.t_last is None else max(self.t_last, int(events.t[-1]))
         self._decoder, self.newest, self.newest_events = decoder, view, events
         self.packets, self.events = self.packets + 1, self.events + len(events)
         if lost:
@@ -158,6 +173,13 @@ class EventStream:
         if decoder is not None and decoder.warnings:
             self._warn(decoder.warnings)
         return None
+
+    def _filtered(self, view: EventPacketView, events: Events) -> Events:
+        if self._filters is None:
+            self._filters = self._filter_settings.make(view.width, view.height)
+        for keep in self._filters:
+            events = keep(events)
+        return events
 
     def _set_clock(self, stamp_ns: int, first_us: int) -> None:
         before = self.clock.steps
@@ -194,7 +216,7 @@ class EventStream:
         return None
 
     def _implausible(self, view: EventPacketView, events: Events) -> EventSam3dError | None:
-        if self.newest is None or len(self.buffer) == 0:
+        if self.t_last is None:
             return None
         ahead_ns = self.clock.to_ros_ns(int(events.t[-1])) - view.stamp_ns
         if abs(ahead_ns) < PLAUSIBLE_NS:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from event_sam3d_ros.errors import EventSam3dError, InputError
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.filters import FilterSettings
 from event_sam3d_ros.events.representations import tencode
 from event_sam3d_ros.events.stream import PLAUSIBLE_NS, EventStream
 
@@ -94,7 +95,7 @@ class Grid(Protocol):
 class EventWindows:
     """The windows that are cut out of one event stream.
 
-    ``grid``, if given, is where the events of frames' windows are shown.
+    ``grid``, if given, is where the events of frames' windows are shown; ``filters``: see EventStream.
 
     ``report(reason, sentence)`` gets everything that is lost or unusual.
     """
@@ -106,9 +107,10 @@ class EventWindows:
         buffer: EventBuffer,
         report: Callable[[str, str], None],
         grid: Grid | None = None,
+        filters: FilterSettings | None = None,
     ) -> None:
         self.settings, self._grid = settings, grid
-        self.stream = EventStream(message_type, buffer, report)
+        self.stream = EventStream(message_type, buffer, report, filters)
         self._buffer, self._clock, self._report = buffer, self.stream.clock, report
         self._pending: deque[_Pending] = deque()
         # Where the next window without a frame begins: sensor time, and events of that very time to skip.
@@ -149,7 +151,7 @@ class EventWindows:
         while self._pending:
             frame = self._pending[0]
             start_ns, end_ns = self.settings.bounds(frame.stamp_ns)
-            complete = self._buffer.t_last is not None and self._buffer.t_last >= self._sensor_us(end_ns)
+            complete = self.stream.t_last is not None and self.stream.t_last >= self._sensor_us(end_ns)
             ready = complete and (self._grid is None or self._grid.is_ready(frame.stamp_ns))
             if not ready and now_s - frame.arrived_s < self.settings.max_wait_s:
                 break
@@ -174,7 +176,7 @@ class EventWindows:
     def _of_frame(self, frame: _Pending, start_ns: int, end_ns: int) -> EventWindow:
         ros_ns = frame.stamp_ns
         t0_us, t1_us, events = 0, 1, Events.empty()
-        if len(self._buffer):
+        if self.stream.t_last is not None:
             t0_us, t1_us = self._sensor_us(start_ns), self._sensor_us(end_ns)
             events = self._buffer.window(t0_us, t1_us)
             if self.settings.frame_clock == "sensor":
@@ -187,7 +189,7 @@ class EventWindows:
 
     def _why_incomplete(self, end_ns: int) -> str:
         sentence = "no events reached the end of a frame's window within max_wait_ms"
-        t_last = self._buffer.t_last
+        t_last = self.stream.t_last
         if t_last is None:
             return sentence
         ahead_s = (self._sensor_us(end_ns) - t_last) / 1e6
@@ -202,7 +204,7 @@ class EventWindows:
 
     def _back_to_back(self) -> list[EventWindow]:
         windows: list[EventWindow] = []
-        t_first, t_last = self._buffer.t_first, self._buffer.t_last
+        t_first, t_last = self._buffer.t_first, self.stream.t_last
         if t_first is None or t_last is None:
             return windows
         length_us = self.settings.length_ns // 1000

@@ -6,16 +6,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from event_sam3d_ros.camera.alignment import Alignment, AlignmentSettings
-from event_sam3d_ros.camera.calibration import load_calibration
+from event_sam3d_ros.camera.calibration import load_calibration, load_rectification
+from event_sam3d_ros.camera.lens import rectified_pixels
 from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.camera.warmup import warm_up as warm_up_camera
 from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.filters import FilterSettings
 from event_sam3d_ros.events.warmup import warm_up
 from event_sam3d_ros.events.windows import EventWindow, EventWindows, WindowSettings
 from event_sam3d_ros.msg import EventWindow as EventWindowMessage
@@ -56,6 +60,8 @@ _REASONS = (
     "missing_message_package",
     "bad_window",
     "bad_buffer",
+    "bad_filter",
+    "out_of_range_events",
     "no_calibration",
     "not_calibrated",
     "bad_calibration",
@@ -85,6 +91,7 @@ class EventImageNode(PipelineNode):
         super().__init__("event_image_node", EVENT_IMAGE_NODE, _REASONS)
         self._windows: EventWindows | None = None
         self._alignment: Alignment | None = None
+        self._filters = FilterSettings()
 
     def check_together(self, value: Callable[[str], Any]) -> None:
         """The buffer has to hold a window until the last of its events may come; a grid needs frames."""
@@ -94,6 +101,12 @@ class EventImageNode(PipelineNode):
                 "window_mode frame or alignment none",
                 reason="bad_parameter",
             )
+        if value("alignment") != "none" and value("rectification_file"):
+            raise ConfigurationError(
+                f"alignment {value('alignment')} takes lens distortion into account: leave rectification_file empty",
+                reason="bad_parameter",
+            )
+        _filters(value).make(1, 1)
         by_exposure = value("window_alignment") == "exposure"
         if by_exposure and value("exposure_ms") == 0:
             raise ConfigurationError(
@@ -119,6 +132,8 @@ class EventImageNode(PipelineNode):
         """Kernels, calibration and publishers."""
         warm_up()
         self._alignment = self._make_alignment()
+        path = self.value("rectification_file")
+        self._filters = _filters(self.value, rectified_pixels(*load_rectification(path)) if path else None)
         self._event_class = message_class(self.value("event_type"))
         self._image_publisher = self.add_output(Image, "~/event_image", 5)
         self._window_publisher = self.add_output(EventWindowMessage, "~/event_window", 5)
@@ -127,7 +142,7 @@ class EventImageNode(PipelineNode):
         """Subscribe to events and frames."""
         buffer = self._buffer(self.value)
         self._windows = EventWindows(
-            self.value("event_type"), self._settings(), buffer, self.health.report, self._alignment
+            self.value("event_type"), self._settings(), buffer, self.health.report, self._alignment, self._filters
         )
         self._counted = time.monotonic(), 0
         self.add_input(
@@ -255,6 +270,24 @@ class EventImageNode(PipelineNode):
             | stream.values
             | {f"alignment/{name}": str(count) for name, count in counters.items()}
         )
+
+
+def _filters(value: Callable[[str], Any], rectified: NDArray[np.floating] | None = None) -> FilterSettings:
+    """Raises ConfigurationError for half a region of interest."""
+    x, y, width, height = (value(f"roi_{name}") for name in ("x", "y", "width", "height"))
+    if (width == 0) != (height == 0):
+        raise ConfigurationError(
+            f"the region of interest is {width}x{height} pixels: give both roi_width and roi_height, or neither",
+            reason="bad_parameter",
+        )
+    return FilterSettings(
+        roi=(x, y, width, height) if width else None,
+        polarity=value("polarity"),
+        hot_pixels=value("hot_pixels"),
+        background_ms=value("background_ms"),
+        rectified=rectified,
+        max_event_rate=value("max_event_rate"),
+    )
 
 
 def main(args: list[str] | None = None) -> int:

@@ -210,6 +210,32 @@ EVENT_IMAGE_NODE = ParameterTable(
         0.0,
         1000.0,
     ),
+    Parameter("roi_x", 0, "Left column of the region of interest, a filter of events.", 0, 65535),
+    Parameter("roi_y", 0, "Its upper row.", 0, 65535),
+    Parameter("roi_width", 0, "Its width in pixels of the sensor; 0, as its height: the whole sensor.", 0, 65535),
+    Parameter("roi_height", 0, "Its height.", 0, 65535),
+    Parameter("polarity", "both", "Events that are kept: brighter (on), darker (off).", choices=("both", "on", "off")),
+    Parameter("hot_pixels", False, "Learn which pixels fire far more often than those around them, and drop them."),
+    Parameter(
+        "background_ms",
+        0.0,
+        "Drop events that no neighbouring pixel's event came before by at most this time: noise; 0: keep all.",
+        0.0,
+        1000.0,
+    ),
+    Parameter(
+        "rectification_file",
+        "",
+        "Calibration of the event camera, as ROS's camera_calibration writes it, by which events are rectified; empty: "
+        "they are not. For frames that come rectified; not with `alignment`, which does it.",
+    ),
+    Parameter(
+        "max_event_rate",
+        0.0,
+        "Thin events out to this many per second, at random and evenly, where more come; 0: no limit, else at least "
+        "1000.",
+        0.0,
+    ),
     Parameter("buffer_ms", 1000.0, "Events kept, by time.", 10.0, 60000.0),
     Parameter("buffer_max_events", 8_000_000, "Events kept, by number.", 1000),
     Parameter("buffer_max_mb", 128.0, "Events kept, by memory (13 bytes each).", 1.0),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from event_sam3d_ros.camera.calibration import CameraPair, load_calibration, load_camera_info
+from event_sam3d_ros.camera.calibration import CameraPair, load_calibration, load_camera_info, load_rectification
 from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.errors import CalibrationError
 
@@ -201,6 +201,19 @@ def test_one_camera_is_read_as_ros_writes_it(tmp_path):
 def test_what_is_wrong_with_the_calibration_of_one_camera_is_said(tmp_path, content, sentence):
     with pytest.raises(CalibrationError, match=sentence):
         load_camera_info(written(tmp_path, content))
+
+
+def test_the_rectified_camera_has_the_projection_matrix_of_the_file(tmp_path):
+    P = {"rows": 3, "cols": 4, "data": [450.0, 0, 318, 0, 0, 455, 241, 0, 0, 0, 1, 0]}
+    camera, rectified = load_rectification(written(tmp_path, {**ROS, "projection_matrix": P}))
+    assert camera.is_distorted and not rectified.is_distorted
+    assert rectified.K.tolist() == [[450, 0, 318], [0, 455, 241], [0, 0, 1]]
+    assert np.array_equal(load_rectification(written(tmp_path, ROS))[1].K, camera.K)
+    with pytest.raises(CalibrationError, match="projection_matrix.*not calibrated"):
+        load_rectification(written(tmp_path, {**ROS, "projection_matrix": {"data": [0] * 12}}))
+    turned = {"data": [0, -1, 0, 1, 0, 0, 0, 0, 1]}
+    with pytest.raises(CalibrationError, match="as of a stereo camera"):
+        load_rectification(written(tmp_path, {**ROS, "rectification_matrix": turned}))
 
 
 def test_the_layout_in_the_documentation_can_be_read(tmp_path):

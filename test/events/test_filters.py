@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -249,6 +250,15 @@ def test_rectification_moves_events_as_opencv_moves_the_image():
     assert rectify.counters == {"unrectified_events": 0}
 
 
+def test_the_rectified_image_may_have_intrinsics_of_its_own():
+    """As image_rect of ROS has those of CameraInfo's P."""
+    camera = CameraModel([[60, 0, 31.2], [0, 62, 23.9], [0, 0, 1]], [-0.25, 0.05, 0.001, -0.002], 64, 48)
+    rectified = CameraModel([[50, 0, 30], [0, 51, 25], [0, 0, 1]], [], 64, 48)
+    corner = np.array([[[3.0, 5.0]]])
+    expected = cv2.undistortPoints(corner, camera.K, camera.D, P=rectified.K).ravel()
+    assert np.allclose(rectified_pixels(camera, rectified)[5, 3], expected, atol=0.01)
+
+
 def test_events_that_leave_the_image_are_dropped_and_counted():
     table = np.zeros((2, 3, 2), np.float32)
     table[0] = [[0.4, 0.6], [-0.6, 0], [2.4, 1.4]]
@@ -319,6 +329,11 @@ def test_settings_make_a_chain():
     assert rows_of(events) == [(9000, 1, 1, 1)]
     assert [count for keep in chain for count in keep.counters.values()] == [1, 1, 0, 2, 0]
     assert isinstance(FilterSettings(polarity="off").make(1, 1)[0], PolarityFilter)
+    table = np.zeros((HEIGHT, WIDTH, 2), np.float32)
+    chain = FilterSettings(max_event_rate=2e6, rectified=table).make(WIDTH, HEIGHT)
+    assert [type(keep) for keep in chain] == [Rectification, RateLimiter]
+    with pytest.raises(InputError, match="for 5x4"):
+        FilterSettings(rectified=table).make(HEIGHT, WIDTH)
 
 
 def test_warm_up_compiles_every_kernel_once():

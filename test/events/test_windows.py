@@ -9,6 +9,7 @@ from event_sam3d_ros.errors import DecodeError, InputError
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr, make_encoder
 from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.filters import FilterSettings
 from event_sam3d_ros.events.representations import tencode
 from event_sam3d_ros.events.windows import EventWindows, WindowSettings
 
@@ -51,13 +52,16 @@ def packets(events, encoding="evt3", shift_ns=0, width=WIDTH):
 
 
 class Setup:
-    def __init__(self, message_type="event_camera_msgs/msg/EventPacket", limits=(1_000_000, 1_000_000), **settings):
+    def __init__(
+        self, message_type="event_camera_msgs/msg/EventPacket", limits=(1_000_000, 1_000_000), filters=None, **settings
+    ):
         self.reports = []
         self.windows = EventWindows(
             message_type,
             WindowSettings(**settings),
             EventBuffer(*limits, 1 << 30),
             lambda reason, sentence: self.reports.append((reason, sentence)),
+            filters=filters,
         )
 
     @property
@@ -101,6 +105,61 @@ def test_a_frame_gets_the_events_around_its_stamp(encoding, settings, t0_us, t1_
     assert window.event_count == count > 100
     assert np.array_equal(window.image, image)
     assert not setup.reports
+
+
+@pytest.mark.parametrize("mode", ["frame", "continuous"])
+def test_filters_stand_before_the_windows(mode):
+    events = random_events()
+    setup = Setup(mode=mode, filters=FilterSettings(roi=(10, 0, 20, HEIGHT), polarity="on"))
+    setup.feed(packets(events))
+    inside = (events.x >= 10) & (events.x < 30)
+    kept = events[inside & (events.p == 1)]
+    if mode == "frame":
+        (window,), t0_us = setup.window_at(100), 75_000
+    else:
+        window, t0_us = setup.windows.ready(0.0)[1], int(kept.t[0]) + 50_000
+    count, image = expected_image(kept, t0_us, t0_us + 50_000)
+    assert window.event_count == count > 50
+    assert np.array_equal(window.image, image)
+    values = setup.windows.stream.values
+    assert values["events/total"] == str(len(events))
+    assert values["events/outside_roi_events"] == str(np.count_nonzero(~inside))
+    assert values["events/other_polarity_events"] == str(np.count_nonzero(inside & (events.p == 0)))
+    assert not setup.reports
+
+
+def test_frames_do_not_wait_for_events_that_are_filtered_out():
+    setup = Setup(filters=FilterSettings(roi=(WIDTH, HEIGHT, 1, 1)))
+    *first, last = packets(random_events())
+    setup.feed(first)
+    (window,) = setup.window_at(100)
+    assert window.event_count == 0 and not window.image.any()
+    assert (window.start_ns, window.end_ns) == (START_NS + 75 * MS, START_NS + 125 * MS)
+    assert not setup.reports
+    setup.feed([packets(random_events(), shift_ns=2000 * MS)[-1], last])
+    assert setup.counts == {"time_jump": 1}  # packets are judged by all of their events
+
+
+def test_filters_start_anew_with_the_stream_and_fit_its_size():
+    setup = Setup(filters=FilterSettings(background_ms=5.0))
+    setup.feed(packets(random_events()))
+    before = int(setup.windows.stream.values["events/background_events"])
+    columns = ([0, 10, 200_000], "i8"), ([99, 99, 0], "u2"), ([3, 4, 5], "u2"), ([1, 1, 1], "u1")
+    wide = Events(*(np.array(values, kind) for values, kind in columns))
+    encoder = make_encoder("evt3", 100, HEIGHT)
+    for seq in range(2):
+        payload, time_base = encoder.encode(wide[2 * seq : 2 * seq + 2])
+        fields = {"width": 100, "encoding": "evt3", "payload": payload, "time_base": time_base}
+        setup.feed([packet(stamp_ns=START_NS + 300 * MS + seq * 200 * MS, seq=seq, **fields)])
+    assert setup.counts == {"stream_changed": 1} and before > 100
+    assert setup.windows.stream.values["events/background_events"] == "2"
+
+
+def test_a_calibration_of_another_size_rectifies_nothing_and_says_so():
+    setup = Setup(filters=FilterSettings(rectified=np.zeros((HEIGHT, WIDTH + 1, 2), np.float32)))
+    with pytest.raises(InputError, match="events come from 64x48 pixels.* is for 65x48") as error:
+        setup.feed(packets(random_events()))
+    assert error.value.reason == "size_mismatch"
 
 
 def test_frames_on_the_sensors_clock_take_the_events_own_times():

@@ -145,6 +145,36 @@ def test_windows_back_to_back_need_no_frames(bench):
         assert stamp_to_ns(made.images[number].header.stamp) == (START_US + 50_000 * number + 25_000) * 1000
 
 
+def test_filters_leave_out_events_and_count_them(bench):
+    made = bench(window_mode="count", window_events=500, roi_x=4, roi_width=20, roi_height=24, max_event_rate=100000)
+    send_events(made, "event_camera_msgs/msg/EventPacket")
+    made.wait_for(lambda: len(made.images) >= 2 and made.node.diagnostic_values()["events/total"] == "2000")
+    outside = np.count_nonzero((events().x < 4) | (events().x >= 24))
+    values = made.node.diagnostic_values()
+    assert values["events/outside_roi_events"] == str(outside) and outside > 500
+    assert values["events/rate_limited_events"] == "0"
+    image = image_to_numpy(made.images[0])
+    assert not image[:, :4].any() and not image[:, 24:].any() and image[:, 4:24].any()
+
+
+@pytest.mark.parametrize(
+    "arguments, reason, sentence",
+    [
+        ("roi_width:=3", "bad_parameter", "3x0 pixels: give both roi_width and roi_height"),
+        ("max_event_rate:=10.0", "bad_filter", "less than one in 1000 us"),
+        ("rectification_file:=/nowhere.yaml", "no_calibration", "/nowhere.yaml can't be read"),
+        ("rectification_file:=a.yaml -p alignment:=depth", "bad_parameter", "leave rectification_file empty"),
+    ],
+)
+def test_filters_that_make_no_sense_are_refused(ros, arguments, reason, sentence):
+    ros.shutdown()
+    ros.init(args=["--ros-args", "-p", "autostart:=false", "-p", *arguments.split()])
+    node = EventImageNode()
+    assert node.trigger_configure().name == "FAILURE"
+    assert sentence in node.health.recent()[reason]
+    node.close()
+
+
 def test_windows_of_equal_count(bench):
     made = bench(window_mode="count", window_events=500)
     send_events(made, "event_camera_msgs/msg/EventPacket")

@@ -14,7 +14,7 @@ SHARED = ["nodes/inputs.py", "nodes/health.py", "nodes/pipeline_node.py", "nodes
 FILES = {
     "event_image_node": [
         *("nodes/event_image_node.py", "nodes/message_classes.py", "events/windows.py", "events/stream.py"),
-        *("events/buffer.py", "events/clock.py", "events/message_cdr.py"),
+        *("events/buffer.py", "events/clock.py", "events/message_cdr.py", "events/filters.py"),
         *(str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.glob("events/codec*.py"))),
         *(str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.glob("camera/*.py"))),
     ],
