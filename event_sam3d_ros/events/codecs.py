@@ -3,7 +3,7 @@
 | encoding         | bytes per event | time_base                      | state between packets | triggers |
 | ---------------- | --------------- | ------------------------------ | --------------------- | -------- |
 | `evt2`           | 4 to 8          | not used                       | yes                   | yes      |
-| `evt21`, `evt4`  | 0.25 to 16      | not used                       | yes                   | yes      |
+| `evt21`          | 0.25 to 16      | not used                       | yes                   | yes      |
 | `evt3`           | 0.6 to 9        | not used                       | yes                   | yes      |
 | `mono`           | 8               | ns, added to each event's time | no                    | no       |
 | `trigger`        | 8 per trigger   | ns, added to each edge's time  | no                    | only     |
@@ -61,7 +61,6 @@ __all__ = [
 _CODECS: dict[str, tuple[type[Decoder], type[Encoder]]] = {
     "evt2": (Evt2Decoder, Evt2Encoder),
     "evt21": (Evt21Decoder, Evt21Encoder),
-    "evt4": (Evt21Decoder, Evt21Encoder),  # another name of evt21 in packets
     "evt3": (Evt3Decoder, Evt3Encoder),
     "mono": (MonoDecoder, MonoEncoder),
     "trigger": (TriggerDecoder, TriggerEncoder),

@@ -22,7 +22,7 @@ def script():
     return module
 
 
-@pytest.mark.parametrize("encoding", [name for name in ENCODINGS if name != "evt4"])  # evt4 is evt21
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_random_and_damaged_packets(script, test_data, encoding):
     results = script.fuzz(encoding, script.real_packets(test_data, encoding), 10_000)
     assert results.total() == 10_000
