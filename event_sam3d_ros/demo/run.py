@@ -143,7 +143,7 @@ def _record(
     processes.start_node(RECONSTRUCTION_NODE, reconstruction)
     with DemoRecorder() as recorder:
         _wait_for_nodes(recorder, processes)
-        processes.start_node(PLAYER_NODE, play, "-r", f"{recording.topics.events}:={Topics.events}")
+        processes.start_node(PLAYER_NODE, play, *_default_names(recording.topics))
         _watch(recorder, processes, recording)
         if not any(result.objects for result in recorder.results):
             raise DemoError(_nothing_came_out(recorder))
@@ -154,6 +154,13 @@ def _record(
             results=recorder.results,
             dropped=recorder.counters.get(RECONSTRUCTION_NODE, {}),
         )
+
+
+def _default_names(topics: Topics) -> list[str]:
+    """Arguments by which the player gives the topics that the nodes listen to their default names."""
+    image = Topics.image + ("/compressed" if topics.image.endswith("/compressed") else "")
+    names = ((topics.events, Topics.events), (topics.image, image), (topics.camera_info, Topics.camera_info))
+    return [word for name, default in names for word in ("-r", f"{name}:={default}")]
 
 
 def frame_source(recording: Rosbag2Recording) -> str:

@@ -55,9 +55,12 @@ def decode_frame(message: RawMessage, role: Role) -> Frame:
     """Image or CompressedImage -> Frame; bgr8 is turned to RGB, rows lose their padding."""
     if message.type == COMPRESSED_IMAGE_TYPE:
         compressed = _deserialize(message)
-        data = cv2.imdecode(compressed.data, cv2.IMREAD_UNCHANGED)
+        try:
+            data = cv2.imdecode(compressed.data, cv2.IMREAD_UNCHANGED)
+        except cv2.error:  # nothing to decode, or a size beyond OpenCV's limits
+            data = None
         if data is None:
-            raise RecordingError(f"{_where(message)}: the compressed image can't be decoded", reason="bad_image")
+            raise RecordingError(f"{where(message)}: the compressed image can't be decoded", reason="bad_image")
         data = data if data.ndim == 2 else np.ascontiguousarray(data[..., 2::-1])
         return Frame(role, _stamp(compressed), message.receive_ns, compressed.header.frame_id, data)
     if message.type != IMAGE_TYPE:
@@ -68,7 +71,7 @@ def decode_frame(message: RawMessage, role: Role) -> Frame:
             image.encoding, image.height, image.width, image.step, bool(image.is_bigendian), image.data
         )
     except InputError as error:
-        raise RecordingError(f"{_where(message)}: {error}", reason=error.reason) from error
+        raise RecordingError(f"{where(message)}: {error}", reason=error.reason) from error
     data = np.ascontiguousarray(pixels[..., ::-1] if image.encoding == "bgr8" else pixels)
     data = data.astype(data.dtype.newbyteorder("="), copy=False)
     return Frame(role, _stamp(image), message.receive_ns, image.header.frame_id, data)
@@ -228,7 +231,7 @@ def _deserialize(message: RawMessage) -> Any:
         return typestore().deserialize_cdr(message.cdr, message.type)
     except Exception as error:  # rosbags lets whatever struct, numpy or utf-8 say pass through
         raise RecordingError(
-            f"{_where(message)}: {message.type} can't be decoded ({error})", reason="bad_message"
+            f"{where(message)}: {message.type} can't be decoded ({error})", reason="bad_message"
         ) from error
 
 
@@ -236,7 +239,8 @@ def _stamp(message: Any) -> int:
     return int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec)
 
 
-def _where(message: RawMessage) -> str:
+def where(message: RawMessage) -> str:
+    """Topic and time of a message, for errors."""
     return f"{message.topic} at {message.receive_ns / 1e9:.6f} s"
 
 

@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
@@ -29,6 +30,7 @@ from event_sam3d_ros.events.codecs import (
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.recordings.bag_messages import (
     CAMERA_INFO_TYPE,
+    COMPRESSED_IMAGE_TYPE,
     DVS_TYPES,
     EVENT_PACKET_TYPES,
     EVENT_TYPES,
@@ -47,6 +49,7 @@ from event_sam3d_ros.recordings.bag_messages import (
     imu_stamp_ns,
     typestore,
     unsupported_type,
+    where,
 )
 from event_sam3d_ros.recordings.bag_reader import BagReader
 from event_sam3d_ros.recordings.samples import (
@@ -62,6 +65,7 @@ from event_sam3d_ros.recordings.samples import (
 
 _EVENT_DEPTH, _IMAGE_DEPTH = 1000, 5
 _EVT3_WRAP_US, _EVT3_PIXELS = 1 << 24, 2048
+_T = TypeVar("_T")
 
 
 class Rosbag2Recording:
@@ -98,14 +102,8 @@ class Rosbag2Recording:
     def _geometry(self) -> tuple[str, int, int]:
         """Encoding, width and height of the first event message."""
         for message in self.raw_messages():
-            if message.topic != self.topics.events:
-                continue
-            if message.type in EVENT_PACKET_TYPES:
-                packet = parse_event_packet_cdr(message.cdr)
-                return packet.encoding, packet.width, packet.height
-            if message.type in DVS_TYPES:
-                _, width, height, _ = decode_dvs_event_array_cdr(message.cdr)
-                return message.type.split("/")[0], width, height
+            if message.topic == self.topics.events and message.type in EVENT_TYPES:
+                return self._understood(_geometry, message)
         return "", 0, 0
 
     @property
@@ -161,9 +159,9 @@ class Rosbag2Recording:
     def samples(self) -> Iterator[Sample]:
         """The samples of the known topics by receive time; a message that cannot be understood is an error."""
         roles: dict[str, Role] = {self.topics.image: "image", self.topics.mask: "mask", self.topics.depth: "depth"}
+        events = {topic: _EventTopic() for topic in (self.topics.events, self.topics.triggers)}
         decoders: dict[str, Callable[[RawMessage], list[Sample]]] = {
-            self.topics.events: _EventTopic(),
-            self.topics.triggers: _EventTopic(),
+            **events,
             self.topics.camera_info: lambda message: [decode_calibration(message)],
             self.topics.imu: lambda message: [decode_imu(message)],
             self.topics.pose: lambda message: [decode_pose(message)],
@@ -172,21 +170,45 @@ class Rosbag2Recording:
             if message.topic in roles:
                 yield decode_frame(message, roles[message.topic])
             elif message.topic in decoders:
-                yield from decoders[message.topic](message)
+                yield from self._understood(decoders[message.topic], message)
+        for name, topic in events.items():
+            for sentence in topic.said():
+                warnings.warn(RecordingWarning(f"{self.path}: {name} {sentence}"), stacklevel=2)
+
+    def _understood(self, decode: Callable[[RawMessage], _T], message: RawMessage) -> _T:
+        """What ``decode`` makes of a message; its error names the bag, the topic and the time."""
+        try:
+            return decode(message)
+        except RecordingError:
+            raise
+        except EventSam3dError as error:
+            raise RecordingError(f"{self.path}: {where(message)}: {error}", reason=error.reason) from error
 
     def _find_topics(self) -> Topics:
-        """Default names where the bag has them; else the first topic of the right type, for images only the compressed
-        one of the default name."""
+        """Default names where the bag has them; else the first topic of the right type, and for images of a usual
+        name, for bags have images of many sorts."""
         default = Topics()
 
         def named(name: str, *kinds: str) -> str:
-            return name if name in self.types else next((t for t, kind in self.types.items() if kind in kinds), name)
+            others = (t for t, kind in self.types.items() if kind in kinds and t not in vars(default).values())
+            return name if name in self.types else next(others, name)
 
-        image = default.image
-        if image not in self.types and f"{image}/compressed" in self.types:
-            image = f"{image}/compressed"
-        events = named(default.events, *EVENT_TYPES)
-        return Topics(events=events, image=image, imu=named(default.imu, IMU_TYPE), pose=named(default.pose, POSE_TYPE))
+        images = [name for name in (default.image, f"{default.image}/compressed") if name in self.types]
+        image = next(iter(images or filter(self._is_picture, self.types)), default.image)
+        beside = image.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
+        return Topics(
+            events=named(default.events, *EVENT_TYPES),
+            image=image,
+            camera_info=default.camera_info if default.camera_info in self.types else beside,
+            imu=named(default.imu, IMU_TYPE),
+            pose=named(default.pose, POSE_TYPE),
+        )
+
+    def _is_picture(self, topic: str) -> bool:
+        """Whether a topic is a camera's picture by its type and its name (image, image_raw, image_color, ...)."""
+        name = topic.removesuffix("/compressed").rpartition("/")[2]
+        of_type = self.types[topic] in (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE)
+        return of_type and name.startswith("image") and "depth" not in topic
 
 
 def write_rosbag2(
@@ -229,28 +251,58 @@ def write_rosbag2(
     return count
 
 
+def _geometry(message: RawMessage) -> tuple[str, int, int]:
+    """Encoding, or package of the message, width and height of an event message."""
+    if message.type in DVS_TYPES:
+        _, width, height, _ = decode_dvs_event_array_cdr(message.cdr)
+        return message.type.split("/")[0], width, height
+    packet = parse_event_packet_cdr(message.cdr)
+    return packet.encoding, packet.width, packet.height
+
+
 class _EventTopic:
-    """Decodes the messages of one event topic; the decoder keeps its state from packet to packet."""
+    """Decodes the messages of one event topic; the decoder keeps its state from packet to packet.
+
+    After a gap in the packets' numbers it is synchronised anew, and where the numbers begin again it starts afresh.
+    ``lost``, ``starts``: how many packets the gaps lack, and how often the numbers began again.
+    """
 
     def __init__(self) -> None:
         self._decoder: Decoder | None = None
         self._key: tuple[str, int, int, bool] | None = None
+        self._seq: int | None = None
+        self.lost = self.starts = 0
+
+    def said(self) -> Iterator[str]:
+        """What there is to say about the messages so far, a part of a sentence each."""
+        if self.lost:
+            yield f"lacks {self.lost} event packets (gaps of seq): decoding was synchronised anew behind them"
+        if self.starts:
+            yield f"has numbers of packets (seq) that begin again, {self.starts} times: so does the sensor's clock"
+        yield from self._decoder.warnings.values() if self._decoder else ()
 
     def __call__(self, message: RawMessage) -> list[Sample]:
-        """Events and triggers of a message, where it has any."""
+        """Events, sorted by time, and triggers of a message, where it has any."""
         receive_ns = message.receive_ns
         if message.type in DVS_TYPES:
             _, width, height, events = decode_dvs_event_array_cdr(message.cdr)
             # These events carry ROS time, whatever the header's stamp is: their packet counts as stamped by the first.
+            events = _sorted(events)
             stamp_ns = int(events.t[0]) * 1000 if len(events) else 0
             return [EventChunk(stamp_ns, receive_ns, "", width, height, events)] if len(events) else []
         if message.type not in EVENT_PACKET_TYPES:
             raise unsupported_type(message, f"one of {', '.join(EVENT_TYPES)}")
         packet = parse_event_packet_cdr(message.cdr)
         key = (packet.encoding, packet.width, packet.height, packet.is_bigendian)
-        if key != self._key or self._decoder is None:
+        lost = 0 if self._seq is None else packet.seq - self._seq - 1
+        if key != self._key or self._decoder is None or lost < -1:
+            self.starts += lost < -1
             self._decoder, self._key = make_decoder(*key), key
-        events = self._decoder.decode(packet.payload, packet.time_base)
+        elif lost > 0:
+            self.lost += lost
+            self._decoder.resynchronise()
+        self._seq = packet.seq
+        events = _sorted(self._decoder.decode(packet.payload, packet.time_base))
         triggers = self._decoder.triggers
         samples: list[Sample] = []
         if len(events):
@@ -259,6 +311,11 @@ class _EventTopic:
         if len(triggers):
             samples.append(TriggerChunk(packet.stamp_ns, receive_ns, packet.frame_id, triggers))
         return samples
+
+
+def _sorted(events: Events) -> Events:
+    """In a packet, times may step back a little (EVT3's bit noise, libcaer_cmp's folds)."""
+    return events[np.argsort(events.t, kind="stable")] if np.any(events.t[1:] < events.t[:-1]) else events
 
 
 Message = tuple[str, str, int, bytes | memoryview]

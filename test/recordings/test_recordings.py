@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,10 +14,18 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 
 from event_sam3d_ros.errors import RecordingError, RecordingWarning
 from event_sam3d_ros.events.buffer import EventBuffer
-from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr
+from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr
 from event_sam3d_ros.events.events import Events, Triggers
 from event_sam3d_ros.events.windows import EventWindows, WindowSettings
-from event_sam3d_ros.recordings.bag_messages import DVS_TYPE, EVENT_PACKET_TYPES
+from event_sam3d_ros.recordings.bag_messages import (
+    COMPRESSED_IMAGE_TYPE,
+    DVS_TYPE,
+    EVENT_PACKET_TYPES,
+    IMAGE_TYPE,
+    RawMessage,
+    decode_frame,
+    typestore,
+)
 from event_sam3d_ros.recordings.files import (
     Calibration,
     EcdFolder,
@@ -212,6 +222,88 @@ def test_a_dvs_recording_gives_the_same_windows_live_and_converted(tmp_path: Pat
     for (count, image), (other_count, other_image) in zip(live, converted, strict=True):
         assert count == other_count > 0
         np.testing.assert_array_equal(image, other_image)
+
+
+# --- packets of bags ----------------------------------------------------------------------------------------------
+
+
+def write_packets(path: Path, packets: list[dict[str, Any]], topic: str = "/event_camera/events") -> None:
+    """EventPackets of the given fields; each is received a millisecond after the one before."""
+    fields = {"stamp_ns": SECOND, "frame_id": "", "width": WIDTH, "height": HEIGHT, "encoding": "evt3", "time_base": 0}
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        kind = EVENT_PACKET_TYPES[0]
+        connection = writer.add_connection(topic, kind, msgdef="# none", rihs01="RIHS01_" + 64 * "0")
+        for number, packet in enumerate(packets):
+            cdr = encode_event_packet_cdr(**{**fields, "seq": number, **packet})
+            writer.write(connection, SECOND + number * 1_000_000, cdr)
+
+
+def test_after_lost_packets_decoding_is_synchronised_anew(tmp_path: Path) -> None:
+    """The second packet has no row of its own: after a loss its event would get that of another."""
+    whole = bytes.fromhex("0080 0160 0200 0320".replace(" ", ""))  # time 1, row 2, column 3
+    rest = bytes.fromhex("0520")  # column 5
+    for seq, count in ((1, 2), (4, 1)):
+        write_packets(tmp_path / f"{seq}", [{"payload": whole}, {"payload": rest, "seq": seq}])
+        recording = open_recording(tmp_path / f"{seq}")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert sum(len(sample.events) for sample in recording.samples()) == count
+        assert [str(one.message) for one in said] == [
+            f"{tmp_path / '4'}: /event_camera/events lacks 3 event packets (gaps of seq): decoding was synchronised "
+            "anew behind them"
+        ][: seq // 4]
+
+
+def test_numbers_that_begin_again_start_the_clock_afresh(tmp_path: Path) -> None:
+    late, early = (bytes.fromhex(words) for words in ("f08f016000000320", "0080016000000320"))
+    write_packets(tmp_path / "bag", [{"payload": late, "seq": 7}, {"payload": early, "seq": 0}])
+    with pytest.warns(RecordingWarning, match=r"numbers of packets \(seq\) that begin again, 1 times"):
+        times = [sample.events.t.tolist() for sample in open_recording(tmp_path / "bag").samples()]
+    assert times == [[0xFF0001], [1]]
+
+
+def test_a_packet_that_can_not_be_decoded_is_named_by_bag_topic_and_time(tmp_path: Path) -> None:
+    for name, packet in (("cut", {"payload": b"abc"}), ("unknown", {"payload": b"", "encoding": "evt4"})):
+        write_packets(tmp_path / name, [{"payload": b""}, packet])
+        with pytest.raises(RecordingError, match=f"{name}: /event_camera/events at 1.001000 s: "):
+            list(open_recording(tmp_path / name).samples())
+
+
+def test_times_that_step_back_in_a_packet_are_sorted(tmp_path: Path) -> None:
+    """EVT3's bit noise: such a bag can be converted, too."""
+    words = bytes.fromhex("0480016000000320028001600420")
+    write_packets(tmp_path / "bag", [{"payload": words}])
+    (chunk,) = open_recording(tmp_path / "bag").samples()
+    assert (chunk.events.t.tolist(), chunk.events.x.tolist()) == ([0x2001, 0x4001], [4, 3])
+    assert write_rosbag2(tmp_path / "again", open_recording(tmp_path / "bag").samples()) == 1
+
+
+def test_triggers_alone_are_no_events(tmp_path: Path) -> None:
+    write_rosbag2(tmp_path / "bag", [sample for sample in make_samples() if isinstance(sample, TriggerChunk)])
+    recording = open_recording(tmp_path / "bag")
+    assert (recording.encoding, recording.width) == ("", 0)
+    assert [type(sample) for sample in recording.samples()] == [TriggerChunk]
+
+
+def test_topics_of_other_names_are_found_by_their_type(tmp_path: Path) -> None:
+    names = ["/dvs/events", "/dvs/depth/image_raw", "/dvs/overlay", "/dvs/image_raw", "/dvs/camera_info"]
+    kinds = [DVS_TYPE, IMAGE_TYPE, IMAGE_TYPE, IMAGE_TYPE, "sensor_msgs/msg/CameraInfo"]
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for name, kind in zip(names, kinds, strict=True):
+            writer.add_connection(name, kind, msgdef="# none", rihs01="RIHS01_" + 64 * "0")
+    topics = open_rosbag2(tmp_path / "bag").topics
+    assert (topics.events, topics.image, topics.camera_info) == ("/dvs/events", "/dvs/image_raw", "/dvs/camera_info")
+
+
+def test_a_compressed_image_without_bytes_is_one_clear_error() -> None:
+    message = typestore().types[COMPRESSED_IMAGE_TYPE]
+    header = typestore().types["std_msgs/msg/Header"]
+    time = typestore().types["builtin_interfaces/msg/Time"]
+    for data in (np.empty(0, np.uint8), np.ones(9, np.uint8)):
+        image = message(header=header(stamp=time(sec=1, nanosec=0), frame_id=""), format="png", data=data)
+        cdr = bytes(typestore().serialize_cdr(image, COMPRESSED_IMAGE_TYPE))
+        with pytest.raises(RecordingError, match="/image at 0.000000 s: the compressed image can't be decoded"):
+            decode_frame(RawMessage("/image", COMPRESSED_IMAGE_TYPE, 0, cdr), "image")
 
 
 # --- folders of text files -------------------------------------------------------------------------------------------
