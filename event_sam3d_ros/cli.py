@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from event_sam3d_ros import __version__
-from event_sam3d_ros.errors import CheckpointError, EventSam3dError, RecordingWarning
+from event_sam3d_ros.errors import CheckpointError, EventSam3dError, RecordingError, RecordingWarning
 
 if TYPE_CHECKING:
     from event_sam3d_ros.recordings.files import Recording, Sample
 
 # Modules are imported by the commands that need them: torch and numba take seconds.
+
+# Endings of recordings that are files and that are not written.
+_FILE_ENDINGS = (".mcap", ".db3", ".bag", ".raw", ".dat", ".aedat", ".aedat4", ".es", ".txt", ".csv", ".npz")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,12 +138,17 @@ def _write(options: argparse.Namespace, recording: Recording, samples: Iterator[
     from event_sam3d_ros.recordings.files import write_rosbag2
     from event_sam3d_ros.recordings.hdf5_writer import write_hdf5
 
+    if options.output.suffix in _FILE_ENDINGS:
+        raise RecordingError(
+            f"a rosbag2 is a folder: name it without {options.output.suffix}, or end the name in .h5 for an HDF5 file",
+            reason="bad_output",
+        )
     if options.output.suffix in (".h5", ".hdf5"):
         count, what = write_hdf5(options.output, samples), "samples"
     else:
         count, what = write_rosbag2(options.output, samples, storage=options.storage), "messages"
     print(f"{count} {what} written to {options.output}")
-    if isinstance(recording, EventFile) and recording.time_offset_ns:
+    if count and isinstance(recording, EventFile) and recording.time_offset_ns:
         print("all stamps are 1 s later than in the input: a ROS stamp of 0 would mean that there is none")
 
 

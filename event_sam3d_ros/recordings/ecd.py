@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.recordings.event_file import FRAME_ID, Block, EventFile
+from event_sam3d_ros.recordings.event_file import FRAME_ID, MAX_US, Block, EventFile
 from event_sam3d_ros.recordings.samples import Calibration, Frame, Pose, Sample
 from event_sam3d_ros.recordings.text import parse_events, refuse
 
@@ -100,7 +100,7 @@ class EcdFolder(EventFile):
                 seconds, x, y, p = columns.T
                 t = np.rint(seconds * 1e6).astype(np.int64)
                 yield Events(t, x.astype(np.uint16), y.astype(np.uint16), p.astype(np.uint8)), None
-                previous = seconds[-1]
+                previous = seconds[-1] if len(seconds) else previous
                 number += len(lines)
                 self.progress = file.tell() / size
 
@@ -111,7 +111,8 @@ class EcdFolder(EventFile):
         inside = whole & (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
         refuse(~inside, number, where, f"the pixel is outside the {self.width}x{self.height} images")
         refuse((p != 0) & (p != 1), number, where, "the polarity is neither 0 nor 1")
-        refuse(~np.isfinite(seconds) | (seconds < 0), number, where, "the time is not a number of seconds from 0 on")
+        possible = (seconds >= 0) & (seconds * 1e6 < MAX_US)
+        refuse(~possible, number, where, "the time is not a number of seconds from 0 on, as a ROS stamp has them")
         refuse(np.diff(seconds, prepend=previous) < 0, number, where, "the time runs backwards")
 
     def _calibration(self, stamp_ns: int) -> Calibration:
@@ -136,7 +137,7 @@ class EcdFolder(EventFile):
             try:
                 seconds, name = columns
                 images.append((round(float(seconds) * 1e6) * 1000, self.path / name))
-            except ValueError:
+            except (ValueError, OverflowError):
                 raise _error(f"{file}:{number}: expected 'seconds path', found {line!r}", "bad_columns") from None
             if len(images) > 1 and images[-1][0] <= images[-2][0]:
                 raise _error(f"{file}:{number}: the time does not go forward", "backward_time")

@@ -32,6 +32,10 @@ _PENDING_EVENTS = 4_000_000
 # As codec_base.check_packet has it: a few events outside the sensor are noise, half of them a wrong size.
 _FEW = 8
 _UNSIZED = 1 << 16
+# Pixels; several times the largest event sensor.
+_MAX_SIDE = 8192
+# Microseconds that a ROS stamp can tell: its seconds have 31 bits.
+MAX_US = (1 << 31) * 1_000_000
 
 Block = tuple[Events, Triggers | None]
 
@@ -55,6 +59,13 @@ class EventFile(ABC):
         said = self._said_size()
         self.geometry_inferred = said is None
         self.width, self.height = said or self._guessed_size()
+        if max(self.width, self.height) > _MAX_SIDE:
+            whose = "whose events reach over" if said is None else "that says its sensor has"
+            raise RecordingError(
+                f"{path} is a file {whose} {self.width}x{self.height} pixels; sides up to {_MAX_SIDE} are possible: it "
+                "is damaged, or not of the kind it looks like",
+                reason="bad_geometry",
+            )
 
     def _said_size(self) -> tuple[int, int] | None:
         """Width and height that the file says, if it does."""
@@ -120,6 +131,7 @@ class EventFile(ABC):
         events, triggers = Events.empty(), Triggers.empty()
         outside = 0
         for new, new_triggers in self._blocks():
+            self._check_times(new)
             inside = self._on_sensor(new)
             outside += len(new) - len(inside)
             events = concatenate([events, inside])
@@ -128,9 +140,9 @@ class EventFile(ABC):
             *finished, events = self._in_order(events)
             for part in finished:
                 yield from self._cut(part, Triggers.empty())
-            until = (
-                max([int(part.t[-1]) for part in (events, triggers) if len(part)], default=0) // PACKET_US * PACKET_US
-            )
+            # What the next block may still sort in before is kept back.
+            newest = max([int(part.t[-1]) for part in (events, triggers) if len(part)], default=0)
+            until = (newest - _DISORDER_US) // PACKET_US * PACKET_US
             if len(events) > _PENDING_EVENTS:
                 until = int(events.t[-1]) + 1
             n, m = int(np.searchsorted(events.t, until)), int(np.searchsorted(triggers.t, until))
@@ -139,6 +151,14 @@ class EventFile(ABC):
         yield from self._cut(events, triggers)
         if outside:
             self.warn(f"has {outside} events outside {self.width}x{self.height}: they were left out")
+
+    def _check_times(self, events: Events) -> None:
+        if len(events) and not (-MAX_US < int(events.t.min()) and int(events.t.max()) < MAX_US):
+            raise RecordingError(
+                f"{self.path} has events from {events.t.min()} us to {events.t.max()} us, and a ROS stamp can't tell "
+                f"{MAX_US} us or more: the file is damaged, or not of the kind it looks like",
+                reason="bad_event",
+            )
 
     def _on_sensor(self, events: Events) -> Events:
         inside = (events.x < self.width) & (events.y < self.height)
@@ -219,13 +239,19 @@ class Unwrapped32:
 def events_from_columns(where: str, t: Any, x: Any, y: Any, p: Any) -> Events:
     """Events of arrays in whatever types a file has: ``t`` float seconds or integer microseconds, ``p`` 0/1 or -1/1.
 
-    RecordingError that begins with ``where`` for pixels that no sensor has, other polarities and times that are none.
+    RecordingError that begins with ``where`` for pixels that no sensor has, other polarities, times that are none, and
+    columns of several lengths.
     """
     t, x, y, p = (np.asarray(column) for column in (t, x, y, p))
+    if any(column.shape != (t.size,) for column in (t, x, y, p)):
+        shapes = ", ".join(f"{name} {column.shape}" for name, column in zip("txyp", (t, x, y, p), strict=True))
+        raise RecordingError(f"{where}: arrays are not columns of one length: {shapes}", reason="size_mismatch")
+    limit = MAX_US / 1e6 if t.dtype.kind == "f" else MAX_US
+    # Written so that what is no number is bad.
     for name, bad in (
-        ("time", ~np.isfinite(t)),
-        ("pixel", (x < 0) | (x >= _UNSIZED) | (y < 0) | (y >= _UNSIZED)),
-        ("polarity", (p != 0) & (np.abs(p.astype(np.int16)) != 1)),
+        ("time", ~((t > -limit) & (t < limit))),
+        ("pixel", ~(_is_coordinate(x) & _is_coordinate(y))),
+        ("polarity", (p != 0) & (p != 1) & (p != -1)),
     ):
         if bad.any():
             i = int(np.argmax(bad))
@@ -235,3 +261,8 @@ def events_from_columns(where: str, t: Any, x: Any, y: Any, p: Any) -> Events:
     if t.dtype.kind == "f":
         t = np.rint(t * 1e6)
     return Events(t.astype(np.int64), x.astype(np.uint16), y.astype(np.uint16), (p > 0).astype(np.uint8))
+
+
+def _is_coordinate(column: NDArray[Any]) -> NDArray[np.bool_]:
+    inside = (column >= 0) & (column < _UNSIZED)
+    return inside & (column == np.floor(column)) if column.dtype.kind == "f" else inside

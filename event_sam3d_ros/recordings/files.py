@@ -96,8 +96,12 @@ def open_recording(path: str | Path) -> Recording:
         return EcdFolder(path) if is_text else open_rosbag2(path)
     if not path.exists():
         raise RecordingError(f"{path} does not exist", reason="no_recording")
+    if not path.is_file():
+        raise RecordingError(f"{path} is neither a file nor a folder", reason="no_recording")
     with path.open("rb") as file:
         begin = file.read(16)
+        if not begin:
+            raise RecordingError(f"{path} is empty", reason="broken_recording")
         file.seek(0)
         header = read_header(file)
     for magic, suffix in _BAG_MAGIC.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from event_sam3d_ros.errors import DecodeError, RecordingError
+from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.events.events import Events, Triggers
 from event_sam3d_ros.recordings.ecf import decode_ecf
 from event_sam3d_ros.recordings.event_file import BLOCK_ROWS, FRAME_ID, Block, EventFile, events_from_columns
@@ -70,11 +70,20 @@ class _opened:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._file.close()
-        if isinstance(error, OSError | KeyError | ValueError | RuntimeError | TypeError | DecodeError):
+        # Things of another kind or shape than expected make h5py and numpy raise whatever there is.
+        if isinstance(error, Exception) and not isinstance(error, RecordingError):
             raise self._broken(error) from error
 
     def _broken(self, error: BaseException) -> RecordingError:
         return RecordingError(f"{self._path} is damaged or cut: {error}", reason="broken_recording")
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """ValueError for a group of that name."""
+    found = file[name]
+    if not hasattr(found, "chunks"):
+        raise ValueError(f"{name} is a group, not a dataset")
+    return found
 
 
 def _filters(dataset: h5py.Dataset) -> list[int]:
@@ -127,8 +136,10 @@ class PropheseeHdf5(EventFile):
 
     def _blocks(self) -> Iterator[Block]:
         with _opened(self.path) as file:
-            dataset = file["CD/events"]
+            dataset = _dataset(file, "CD/events")
             _check_whole(dataset)
+            if not set("txyp") <= set(dataset.dtype.names or ()):
+                raise ValueError(f"{dataset.name} has no fields t, x, y and p")
             length = len(dataset)
             packed = _ECF in _filters(dataset)
             if not packed:
@@ -158,7 +169,7 @@ class PropheseeHdf5(EventFile):
         with _opened(self.path) as file:
             if "EXT_TRIGGER/events" not in file:
                 return
-            dataset = file["EXT_TRIGGER/events"]
+            dataset = _dataset(file, "EXT_TRIGGER/events")
             _check_whole(dataset)
             for begin in range(0, len(dataset), BLOCK_ROWS):
                 rows = dataset[begin : begin + BLOCK_ROWS]
@@ -187,9 +198,11 @@ class MvsecFile(EventFile):
 
     def _blocks(self) -> Iterator[Block]:
         with _opened(self.path) as file:
-            dataset = file[f"{self._camera}/events"]
+            dataset = _dataset(file, f"{self._camera}/events")
             _check_filters(dataset)
             _check_whole(dataset)
+            if dataset.ndim != 2 or dataset.shape[1] != 4:
+                raise ValueError(f"{dataset.name} has the shape {dataset.shape}, not four columns")
             for begin in range(0, len(dataset), BLOCK_ROWS):
                 self.progress = begin / len(dataset)
                 x, y, t, p = dataset[begin : begin + BLOCK_ROWS].T
@@ -229,7 +242,7 @@ class Hdf5File(EventFile):
             self._is_dsec = "ms_to_idx" in file and "t_offset" in file
             self._offset_us = int(file["t_offset"][()]) if "t_offset" in file else 0
             images = len(file["frames/image/stamp_ns"]) if "frames/image" in file else 0
-        self._size = (int(sizes[0]), int(sizes[1])) if all(size is not None for size in sizes) else None
+            self._size = (int(sizes[0]), int(sizes[1])) if all(size is not None for size in sizes) else None
         super().__init__(path)
         self.image_count = images
 
@@ -241,7 +254,7 @@ class Hdf5File(EventFile):
 
     def _blocks(self) -> Iterator[Block]:
         with _opened(self.path) as file:
-            columns = [file[f"events/{name}"] for name in "txyp"]
+            columns = [_dataset(file, f"events/{name}") for name in "txyp"]
             _check_filters(*columns)
             _check_whole(*columns)
             length = len(columns[0])
@@ -260,7 +273,7 @@ class Hdf5File(EventFile):
 
     def _stored_packets(self) -> Iterator[Sample]:
         with _opened(self.path) as file:
-            columns = [file[f"events/{name}"] for name in "txyp"]
+            columns = [_dataset(file, f"events/{name}") for name in "txyp"]
             table = file["packets"]
             _check_whole(*columns, *table.values())
             frame_id = _text(table.attrs["frame_id"])
@@ -269,6 +282,8 @@ class Hdf5File(EventFile):
             for number in range(len(table["end"])):
                 begin = int(table["end"][number - 1]) if number else 0
                 end = int(table["end"][number])
+                if not begin < end <= length:
+                    raise ValueError(f"packet {number} has the events from {begin} to {end} of {length}")
                 if end > first + len(block):
                     block, first = self._events(columns, begin, max(end, begin + BLOCK_ROWS)), begin
                 self.progress = begin / max(length, 1)

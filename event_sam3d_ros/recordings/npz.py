@@ -70,7 +70,9 @@ class NpzFile(EventFile):
                     raise RecordingError(f"{self.path} has arrays of several lengths: {said}", reason="size_mismatch")
                 for begin in range(0, lengths[0], BLOCK_ROWS):
                     t, x, y, p = (array.read(BLOCK_ROWS) for array in arrays)
-                    t = t if self._seconds or t.dtype.kind != "f" else t.astype(np.int64)
+                    if t.dtype.kind == "f" and not self._seconds:
+                        with np.errstate(invalid="ignore"):  # what is too large becomes a number that is refused
+                            t = t.astype(np.int64)
                     yield events_from_columns(f"{self.path}, from event {begin} on", t, x, y, p), None
                     self.progress = begin / lengths[0]
         except _DAMAGE as error:

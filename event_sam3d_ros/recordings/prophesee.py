@@ -105,7 +105,9 @@ class RawFile(EventFile):
                 self.progress = file.tell() / size
                 if whole < len(data):
                     self.warn(f"ends in the middle of a word of {word} bytes: it is cut; what is whole was read")
-        if outside := decoder.counters.get("out_of_range_events"):
+        if unknown := decoder.counters["unknown_words"]:
+            self.warn(f"has {unknown} words of no type that {self.encoding} defines: they were left out")
+        if outside := decoder.counters["out_of_range_events"]:
             self.warn(f"has {outside} events outside {self.width}x{self.height}: they were left out")
 
     def _decoder(self) -> Decoder:

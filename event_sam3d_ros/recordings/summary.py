@@ -88,13 +88,15 @@ def cut(recording: Recording, start_s: float, end_s: float) -> Iterator[Sample]:
     """The samples whose stamps lie in [start, end), seconds from the recording's first stamp.
 
     Event packets, triggers and inertial measurements are cut inside, by the sensor's time. The last calibration before
-    the piece is given with its first sample, for many recordings have a single one at their begin.
+    the piece is given with its first sample, for many recordings have a single one at their begin. RecordingError for a
+    piece with nothing in it.
     """
     if not 0 <= start_s < end_s:
         raise RecordingError(
             f"a piece from {start_s:g} s to {end_s:g} s is empty: give 0 <= start < end", reason="empty_piece"
         )
     begin = end = None
+    is_empty = True
     calibration: Calibration | None = None
     for sample in recording.samples():
         if begin is None or end is None:
@@ -109,6 +111,13 @@ def cut(recording: Recording, start_s: float, end_s: float) -> Iterator[Sample]:
             yield replace(calibration, stamp_ns=piece.stamp_ns, receive_ns=piece.receive_ns)
             calibration = None
         yield piece
+        is_empty = False
+    if is_empty:
+        until = "its end" if end_s == float("inf") else f"{end_s:g} s"
+        raise RecordingError(
+            f"{recording.path} has nothing from {start_s:g} s to {until}: event-sam3d info tells how long it is",
+            reason="empty_piece",
+        )
 
 
 def _inside(sample: Sample, begin_ns: int, end_ns: int) -> Sample | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.recordings.event_file import Block, EventFile
+from event_sam3d_ros.recordings.event_file import MAX_US, Block, EventFile
 
 BLOCK_LINES = 100_000
 
@@ -64,7 +64,9 @@ class TextFile(EventFile):
             ~(whole & (x >= 0) & (x < 65536) & (y >= 0) & (y < 65536)), number, self.path, "the pixel is on no sensor"
         )
         refuse(~np.isin(p, (-1, 0, 1)), number, self.path, "the polarity is neither 0 nor 1, nor -1")
-        refuse(~np.isfinite(t), number, self.path, "the time is not a number")
+        refuse(
+            ~(np.abs(t * unit) < MAX_US), number, self.path, "the time is no number, or more than a ROS stamp can tell"
+        )
         return Events(
             np.rint(t * unit).astype(np.int64), x.astype(np.uint16), y.astype(np.uint16), (p > 0).astype(np.uint8)
         )
@@ -87,10 +89,15 @@ def _is_number(word: str) -> bool:
 
 
 def parse_events(lines: list[str], number: int, file: Path) -> NDArray[np.float64]:
-    """(N, 4) numbers of lines, of which the first is line ``number`` of the file; RecordingError names a bad one.
+    """(N, 4) numbers of lines, of which the first is line ``number`` of the file; RecordingError names a bad one. Empty
+    lines at the end are left out.
 
     The slow search for it runs only when the fast reader fails.
     """
+    while lines and not lines[-1].strip():
+        lines = lines[:-1]
+    if not lines:
+        return np.empty((0, 4))
     try:
         columns = np.loadtxt(lines, dtype=np.float64, ndmin=2, comments=None)
     except ValueError:

@@ -204,6 +204,29 @@ def test_convert_and_cut(tmp_path, capsys, output):
     assert "give 0 <= start < end" in capsys.readouterr().err
 
 
+def test_a_piece_with_nothing_in_it_is_an_error(tmp_path, capsys):
+    path = write_dat(tmp_path / "a.dat", make_events())
+    assert main(["cut", str(path), str(tmp_path / "out"), "--start", "100"]) == 2
+    assert "has nothing from 100 s to its end" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_not_named_as_a_file(tmp_path, capsys):
+    path = write_dat(tmp_path / "a.dat", make_events())
+    assert main(["convert", str(path), str(tmp_path / "out.mcap")]) == 2
+    assert "a rosbag2 is a folder: name it without .mcap" in capsys.readouterr().err
+    assert not (tmp_path / "out.mcap").exists()
+
+
+def test_a_recording_without_events_is_converted(tmp_path, capsys):
+    (tmp_path / "a.raw").write_bytes(b"% format EVT3;width=640;height=480\n% end\n")
+    for output in ("out", "out.h5"):
+        assert main(["convert", str(tmp_path / "a.raw"), str(tmp_path / output)]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("0 ") and "1 s later" not in said
+        assert summarize(open_recording(tmp_path / output)).events == 0
+
+
 def test_a_cut_file_is_converted_with_one_warning(tmp_path, capsys):
     path = write_dat(tmp_path / "a.dat", make_events())
     path.write_bytes(path.read_bytes()[:-3])

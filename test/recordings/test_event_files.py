@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tracemalloc
 import warnings
@@ -198,11 +199,36 @@ def test_aedat2_of_the_large_sensor(tmp_path):
     assert (events.x.tolist(), events.y.tolist(), events.p.tolist()) == (x.tolist(), y.tolist(), p.tolist())
 
 
+def test_aedat2_of_a_davis640_has_the_layout_of_a_davis(tmp_path):
+    """And not that of the DVS640, which v2e writes."""
+    x, y, p = np.array([0, 639, 100]), np.array([479, 0, 7]), np.array([1, 0, 1])
+    rows = np.empty((3, 2), ">u4")
+    rows[:, 0], rows[:, 1] = (479 - y) << 22 | (639 - x) << 12 | p << 11, [1, 2, 3]
+    header = b"#!AER-DAT2.0\r\n# AEChip: eu.seebetter.ini.chips.davis.Davis640\r\n"
+    (tmp_path / "a.aedat").write_bytes(header + rows.tobytes())
+    recording = open_recording(tmp_path / "a.aedat")
+    events = events_of(recording.samples())
+    assert (recording.width, recording.height, recording.geometry_inferred) == (640, 480, False)
+    assert (events.x.tolist(), events.y.tolist(), events.p.tolist()) == (x.tolist(), y.tolist(), p.tolist())
+
+
+def test_aedat2_of_a_dvs128(tmp_path):
+    """As jAER's DVS128 has it: bit 0 is 0 for ON, x runs to the left and y upwards, bit 15 is no pixel."""
+    rows = np.array([[3 << 8 | 5 << 1, 1], [127 << 8 | 127 << 1 | 1, 2], [1 << 15, 3]], ">u4")
+    header = b"#!AER-DAT2.0\r\n# AEChip: ch.unizh.ini.jaer.chip.retina.DVS128\r\n"
+    (tmp_path / "a.aedat").write_bytes(header + rows.tobytes())
+    recording = open_recording(tmp_path / "a.aedat")
+    events = events_of(recording.samples())
+    assert (recording.width, recording.height, recording.geometry_inferred) == (128, 128, False)
+    assert (events.x.tolist(), events.y.tolist(), events.p.tolist()) == ([122, 0], [124, 0], [1, 0])
+
+
 @pytest.mark.parametrize(
     ("text", "t"),
     [
         ("# comment\n0.000001 1 2 1\n0.5 3 4 -1\n", [1, 500_000]),
         ("1 1 2 1\n500000 3 4 0\n", [1, 500_000]),
+        ("1 1 2 1\r\n500000 3 4 0\r\n\r\n \n", [1, 500_000]),
         ("240 180\n0.000001,1,2,1\n0.5,3,4,0", [1, 500_000]),
         ("1468940293.844123 1 2 1\n1468940293.844124 3 4 0\n", [1468940293844123, 1468940293844124]),
     ],
@@ -318,6 +344,14 @@ def test_small_disorder_is_sorted(tmp_path):
     assert summarize(recording).events == 400
 
 
+def test_small_disorder_is_sorted_across_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("event_sam3d_ros.recordings.prophesee.BLOCK_BYTES", 8 * 10)
+    events = make_events(400)
+    late = Events(events.t + 9_000 * (np.arange(400) % 10 == 9), events.x, events.y, events.p)
+    found = events_of(open_recording(write_dat(tmp_path / "a.dat", late)).samples())
+    np.testing.assert_array_equal(found.t, np.sort(late.t))
+
+
 def test_events_outside_the_sensor_are_left_out_and_counted(tmp_path):
     events = make_events()
     header = f"% Height {HEIGHT}\n% Version 2\n% Width 300\n"
@@ -351,6 +385,14 @@ def test_events_outside_the_sensor_are_left_out_and_counted(tmp_path):
         ("a.txt", b"0.1 1 2 1\n0.2 1 2 3\n", "bad_event", "a.txt:2: the polarity"),
         ("a.txt", b"0.1 1 2 1\n0.2 -1 2 1\n", "bad_event", "a.txt:2: the pixel"),
         ("a.bin", b"\xff\xfe\x00", "unknown_recording", "of no kind that can be read"),
+        ("a.raw", b"", "broken_recording", "a.raw is empty"),
+        ("a.raw", b"% format EVT4;width=2;height=2\n% end\n", "unknown_encoding", "'evt4'"),
+        ("a.raw", b"% format EVT3;width=99999;height=2\n% end\n", "bad_geometry", "99999x2 pixels; sides up to"),
+        ("a.raw", b"% evt 3.0\n% geometry 1x" + b"9" * 3000, "bad_geometry", "sides up to 8192"),
+        ("a.txt", b"0.1 1 60000 1\n", "bad_geometry", "events reach over 2x60001 pixels"),
+        ("a.txt", b"1e300 1 2 1\n", "bad_event", "a.txt:1: the time is no number, or more"),
+        ("a.txt", b"0.1 1 2 1\n\n0.2 1 2 1\n", "bad_columns", "a.txt:2: expected 't x y p', found ''"),
+        ("a.aedat", b"#!AER-DAT2.0\r\n# AEChip: x.ATIS304\r\n", "unknown_encoding", "chip ATIS304; davis240"),
     ],
 )
 def test_what_can_not_be_read_is_named(tmp_path, name, content, reason, sentence):
@@ -378,6 +420,98 @@ def test_archives_and_hdf5_without_events_name_what_they_hold(tmp_path):
         file["images/left"] = np.zeros(2)
     with pytest.raises(RecordingError, match="holds images, images/left; expected CD/events"):
         open_recording(tmp_path / "a.h5")
+
+
+Z = np.zeros(3, np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"x": np.array([1.0, np.nan, 2.0])}, "bad pixel"),
+        ({"y": np.array([0.5, 1.0, 2.0])}, "bad pixel"),
+        ({"x": np.array([-1, 0, 0])}, "bad pixel"),
+        ({"p": np.array([65537, 0, 1], np.uint32)}, "bad polarity"),
+        ({"p": np.array([1.5, 0, 1])}, "bad polarity"),
+        ({"p": np.array([2, 0, 1], np.uint8)}, "bad polarity"),
+        ({"t": np.array([1e300, 2e300, 3e300])}, "bad time"),
+        ({"t": np.array([1e300, 2e300, 0.5])}, "bad time"),
+        ({"t": np.array([1 << 63, 1, 2], np.uint64)}, "bad time"),
+        ({"t": np.array([-(1 << 63), 1, 2])}, "bad time"),
+    ],
+)
+def test_numbers_that_no_event_has_are_named(tmp_path, changed, what):
+    np.savez(tmp_path / "a.npz", **({"t": np.arange(3), "x": Z, "y": Z, "p": Z} | changed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy's doubts are no answer
+        with pytest.raises(RecordingError, match=what) as error:
+            list(open_recording(tmp_path / "a.npz").samples())
+    assert error.value.reason == "bad_event"
+
+
+def _fill(file: h5py.File, **changed: object) -> None:
+    for name in "txyp":
+        file[f"events/{name}"] = Z
+    for name, value in changed.items():
+        if name in file:
+            del file[name]
+        file[name] = value
+
+
+@pytest.mark.parametrize(
+    ("fill", "sentence"),
+    [
+        (lambda file: file.create_group("CD/events"), "CD/events is a group"),
+        (lambda file: file.create_dataset("CD/events", data=np.zeros((3, 4))), "no fields t, x, y and p"),
+        (lambda file: file.create_dataset("CD/events", data=5), "no fields t, x, y and p"),
+        (lambda file: [file.create_group(f"events/{name}") for name in "txyp"], "events/t is a group"),
+        (lambda file: _fill(file, **{"events/t": np.arange(5)}), "not columns of one length: t .5,., x .3,."),
+        (lambda file: _fill(file, **{"events/x": np.zeros((3, 2))}), "not columns of one length"),
+        (lambda file: _fill(file, packets=3), "damaged or cut"),
+        (lambda file: _fill(file, t_offset=np.arange(3)), "damaged or cut"),
+        (lambda file: (_fill(file), file.attrs.update({"width": "abc", "height": 3})), "'abc'"),
+        (lambda file: file.create_dataset("davis/left/events", data=np.zeros(5)), "not four columns"),
+        (
+            lambda file: _fill(file, **{"davis/left/events": np.zeros((5, 4)), "davis/left/image_raw": Z}),
+            None,  # the events of DSEC's layout are taken
+        ),
+    ],
+)
+def test_an_hdf5_of_other_shapes_is_one_error(tmp_path, fill, sentence):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        fill(file)
+    if sentence is None:
+        assert summarize(open_recording(tmp_path / "a.h5")).events == 3
+        return
+    with pytest.raises(RecordingError, match=sentence) as error:
+        list(open_recording(tmp_path / "a.h5").samples())
+    assert str(tmp_path / "a.h5") in str(error.value)
+
+
+@pytest.mark.parametrize("ends", [[3, 900], [2, 1], [3, 3]])
+def test_packets_of_an_hdf5_that_lie_outside_its_events_are_one_error(tmp_path, ends):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        _fill(file)
+        file.attrs.update({"width": 5, "height": 3})
+        table = file.create_group("packets")
+        table.attrs["frame_id"] = ""
+        table["end"], table["stamp_ns"], table["receive_ns"] = ends, [1, 2], [1, 2]
+    with pytest.raises(RecordingError, match="packet 1 has the events from"):
+        list(open_recording(tmp_path / "a.h5").samples())
+
+
+def test_unknown_words_of_a_raw_file_are_counted(tmp_path):
+    events = make_events(200)
+    path = write_raw(tmp_path / "a.raw", events)
+    path.write_bytes(path.read_bytes() + bytes.fromhex("00b0 00c0 0090"))  # the last is padding of some cameras
+    with pytest.warns(RecordingWarning, match="has 2 words of no type that evt3 defines: they were left out"):
+        assert_equal(events_of(open_recording(path).samples()), events)
+
+
+def test_what_is_neither_file_nor_folder_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.raw")
+    with pytest.raises(RecordingError, match="neither a file nor a folder"):
+        open_recording(tmp_path / "a.raw")
 
 
 def test_a_missing_filter_is_named_with_its_package(tmp_path, monkeypatch):
@@ -431,6 +565,7 @@ def test_a_large_file_is_read_in_little_memory(tmp_path, write):
         ("ecd_slider_depth", {"events": 50_000, "frames": 87, "masks": 5, "poses": 339, "t_first_us": 3811}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*libcaer_cmp have wrong rows")
 def test_known_truth(test_data, name, truth):
     found = summarize(open_recording(test_data / "recordings" / name)).as_dict()
     assert {key: found[key] for key in truth} == truth
