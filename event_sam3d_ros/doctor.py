@@ -61,7 +61,8 @@ class StreamDoctor:
         self._is_packet, self._stamped_by_host = message_type in PACKET_TYPES, stamped_by_host
         self._reports: dict[str, tuple[int, str]] = {}
         self._messages = self._swapped = self._positive = self._max_x = self._max_y = 0
-        self._first_ns = self._newest_ns = self._longest_gap_ns = 0
+        self._newest_ns = self._span_ns = self._longest_gap_ns = 0
+        self._starts = 0
         self._least_age_ns: int | None = None
         self._bin, self._in_bin, self._peak = 0, 0, 0
 
@@ -102,11 +103,10 @@ class StreamDoctor:
             self._max_x, self._max_y = max(self._max_x, int(events.x.max())), max(self._max_y, int(events.y.max()))
             self._count_for_peak(int(events.t[-1]) // _BIN_US, len(events))
         stamp_ns = view.stamp_ns
-        if self._first_ns == 0 or stamp_ns < self._newest_ns:
-            self._first_ns = stamp_ns
-        elif self._newest_ns:
+        if self._newest_ns and self._stream.starts == self._starts:
+            self._span_ns += stamp_ns - self._newest_ns
             self._longest_gap_ns = max(self._longest_gap_ns, stamp_ns - self._newest_ns)
-        self._newest_ns = stamp_ns
+        self._newest_ns, self._starts = stamp_ns, self._stream.starts
         if received_ns is not None:
             age_ns = received_ns - stamp_ns
             nearer = self._least_age_ns is None or abs(age_ns) < abs(self._least_age_ns)
@@ -126,7 +126,7 @@ class StreamDoctor:
         stream, view = self._stream, self._stream.newest
         if view is None:
             return [f"{self._messages} messages"]
-        seconds = (self._newest_ns - self._first_ns) / 1e9
+        seconds = self._span_ns / 1e9
         rate = f", {stream.events / seconds / 1e6:.3f} million/s" if seconds > 0 else ""
         peak = f" (at most {self._peak / _BIN_US:.3f})" if seconds > 1 else ""
         of_packet = (
@@ -203,7 +203,7 @@ class StreamDoctor:
 
     def _of_time(self) -> list[Finding]:
         stream, found = self._stream, []
-        seconds = (self._newest_ns - self._first_ns) / 1e9
+        seconds = self._span_ns / 1e9
         reordered = stream.buffer.counters["reordered_packets"]
         if reordered > _FEW_PACKETS and reordered > _SHARE_REORDERED * stream.packets:
             sentence = f"{reordered} of {stream.packets} packets are not in order of time: they are sorted, at a cost"
@@ -216,7 +216,7 @@ class StreamDoctor:
             sentence = f"{self._messages / seconds:.0f} messages per second: let the driver send fewer and larger ones"
             found.append(Finding("small_messages", sentence))
         drift_ppm = stream.clock.drift_ppm if self._stamped_by_host else 0.0
-        if self._newest_ns - self._first_ns > _DRIFT_NEEDS_NS and abs(drift_ppm) > _MAX_DRIFT_PPM:
+        if self._span_ns > _DRIFT_NEEDS_NS and abs(drift_ppm) > _MAX_DRIFT_PPM:
             found.append(
                 Finding(
                     "clock_drift",

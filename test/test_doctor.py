@@ -72,6 +72,11 @@ def test_a_healthy_stream_has_facts_and_no_findings():
     assert "ROS time minus sensor time 1700000000.00" in facts
 
 
+def test_rates_of_a_recording_that_goes_round_are_those_of_all_rounds():
+    facts = "\n".join(doctor_of([*stream(150), *stream(150), *stream(150)]).facts())
+    assert "450 packets in 4.4" in facts and "0.051 million/s" in facts
+
+
 def swapped(payload):
     return np.frombuffer(payload, np.uint16).byteswap().tobytes()
 

@@ -132,8 +132,8 @@ class EventStream:
         elif self._held is None:
             self._held = packet, problem
         else:
-            self._report(problem.reason, f"the event stream starts anew: {self._held[1]}")
-            first, self._held = self._held[0], None
+            (first, why), self._held = self._held, None
+            self._report(why.reason, f"the event stream starts anew: {why}")
             self._forget()
             self.starts += 1
             if first.view.stamp_ns <= packet.view.stamp_ns and _shape(first.view) == _shape(packet.view):

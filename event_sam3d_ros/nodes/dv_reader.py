@@ -21,9 +21,11 @@ Times are Unix microseconds: of the camera's clock for frames (mid-exposure), ev
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +44,7 @@ _IMU_FIELDS = [f"{sensor}{axis}" for sensor in ("accelerometer", "gyroscope") fo
 _IMU_UNITS = np.array([1.0] + [9.80665] * 3 + [np.pi / 180] * 3)
 _ALIVE_S = 0.3
 _IDLE_S = 0.001
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -251,8 +254,15 @@ def _play(reader: Any, writer: _Writer, output: _Output, settings: dict[str, Any
         writer.write(item, shift_us)
 
 
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the node is killed: one that hangs would never see its pipe break."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Run the process."""
+    _end_with_parent()
     # Whatever the libraries print goes to standard error: standard output carries records alone.
     with os.fdopen(os.dup(1), "wb") as file:
         os.dup2(2, 1)

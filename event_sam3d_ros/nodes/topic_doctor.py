@@ -15,11 +15,12 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from event_sam3d_ros.doctor import Diagnosis, Finding, StreamDoctor
 from event_sam3d_ros.errors import ConfigurationError, EventSam3dError
 from event_sam3d_ros.events.codecs import ARRAY_TYPES, PACKET_TYPES
+from event_sam3d_ros.events.warmup import warm_up
 from event_sam3d_ros.nodes.health import Health
 from event_sam3d_ros.nodes.inputs import Input
 from event_sam3d_ros.nodes.message_classes import message_class
 
-_DISCOVERY_S = 3.0
+_DISCOVERY_S = 5.0  # on a busy machine it takes more than three
 _TYPES = (*PACKET_TYPES, *ARRAY_TYPES)
 
 
@@ -52,6 +53,7 @@ def _examine(node: Node, topic: str, seconds: float) -> Diagnosis:
             known = ", ".join(_TYPES)
             raise ConfigurationError(f"the topic is of type {kind}; events are {known}", reason="not_events")
         doctor = StreamDoctor(kind)
+        warm_up()  # packets that come while kernels are compiled would be lost
         _listen(node, name, message_class(kind), doctor, seconds)
         facts, findings = doctor.facts(), doctor.findings()
     except EventSam3dError as error:
@@ -100,7 +102,8 @@ def _nobody(node: Node, name: str) -> Finding:
     there = f"events are on {', '.join(sorted(others))}" if others else "nothing else publishes events either"
     return Finding(
         "no_publisher",
-        f"nobody publishes on {name}; {there}: see that the driver runs, in the same ROS_DOMAIN_ID and namespace",
+        f"nobody publishes on {name}, and there is no such file; {there}: see that the driver runs, in the same "
+        "ROS_DOMAIN_ID and namespace",
     )
 
 

@@ -209,6 +209,32 @@ def test_a_sender_that_is_no_dv_is_ended_and_tried_again(bench, monkeypatch):
         server.close()
 
 
+def is_alive(pid):
+    """Whether a process runs; one that ended and that nobody waits for does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends orphans on Linux alone")
+def test_a_reader_that_hangs_does_not_outlive_a_node_that_is_killed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        settings = {"source": "network", "address": "127.0.0.1", "ports": [server.getsockname()[1]]}
+        command = [sys.executable, "-m", "event_sam3d_ros.nodes.dv_reader", json.dumps(settings)]
+        code = f"import subprocess; p = subprocess.Popen({command}); print(p.pid, flush=True); p.wait()"
+        parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        pid = int(parent.stdout.readline())
+        connection, _ = server.accept()  # says nothing, at which dv-processing waits for ever
+        with connection:
+            time.sleep(0.5)
+            assert is_alive(pid)
+            parent.kill()
+            parent.wait()
+            deadline = time.monotonic() + 10
+            while is_alive(pid) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not is_alive(pid)
+
+
 @pytest.mark.parametrize(
     "parameters, reason, sentence",
     [

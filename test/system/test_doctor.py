@@ -98,7 +98,7 @@ def test_a_silent_camera(camera):
 def test_nobody_there(camera):
     done = doctor("/other/events")
     assert done.returncode == 1
-    assert f"nobody publishes on /other/events; events are on {TOPIC}" in done.stdout
+    assert f"nobody publishes on /other/events, and there is no such file; events are on {TOPIC}" in done.stdout
 
 
 def test_a_topic_that_carries_something_else(peer):
