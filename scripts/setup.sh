@@ -126,7 +126,10 @@ build() {
 
 compile_kernels() {
   say "compiling the numba kernels"
-  (set +u && . ./env.sh && python -m event_sam3d_ros.events.warmup && python -m event_sam3d_ros.camera.warmup) || die "the numba kernels do not compile"
+  (
+    set +u && . ./env.sh
+    for folder in "${kernels[@]}"; do python -m "${folder//\//.}.warmup" || exit 1; done
+  ) || die "the numba kernels do not compile"
 }
 
 [ "$(uname -m)" = x86_64 ] || die "the ROS 2 wheels exist for x86_64 only; on $(uname -m) install ROS 2 Jazzy, see README.md"
@@ -143,4 +146,5 @@ constraints=constraints/$(python_version .venv/bin/python).txt
 step packages "$(contents requirements*.txt "$constraints" scripts/fix_ros_wheels.py | sha256sum)" install_packages
 step build "$({ contents CMakeLists.txt package.xml msg interfaces scripts/executable.py.in .venv/stamps/packages
   names event_sam3d_ros config data launch weights; } | sha256sum)" build
-step kernels "$(contents event_sam3d_ros/events .venv/stamps/packages | sha256sum)" compile_kernels
+kernels=(event_sam3d_ros/{events,camera,recordings})
+step kernels "$(contents "${kernels[@]}" .venv/stamps/packages | sha256sum)" compile_kernels
