@@ -1,9 +1,12 @@
 """Launch files, where ROS 2's launch system is installed: they load, and every argument is described."""
 
+import ast
 import runpy
 from pathlib import Path
 
 import pytest
+
+from event_sam3d_ros.nodes.parameters import DV_CAMERA_NODE, EVENT_IMAGE_NODE
 
 FOLDER = Path(__file__).parents[1] / "launch"
 FILES = sorted(FOLDER.glob("*.launch.py"))
@@ -26,6 +29,29 @@ def test_every_argument_is_described(file):
     assert described >= names
     for argument in arguments:
         argument.default_value[0].perform(LaunchContext())
+
+
+def constants(name):
+    """What is assigned at the top of a launch file, without loading launch."""
+    nodes = ast.parse((FOLDER / f"{name}.launch.py").read_text()).body
+    assigned = [node for node in nodes if isinstance(node, ast.Assign)]
+    return {node.targets[0].id: eval(ast.unparse(node.value)) for node in assigned}
+
+
+def test_the_camera_has_all_parameters_of_its_node_with_their_defaults():
+    source = constants("dv_camera")["SOURCE"]
+    table = {name: parameter for name, parameter in DV_CAMERA_NODE.by_name.items() if name != "autostart"}
+    assert list(source) == list(table)
+    for name, (default, kind, _) in source.items():
+        expected = table[name].default
+        assert kind is type(expected)
+        assert default == (str(expected).lower() if kind is bool else str(expected))
+
+
+def test_choices_are_those_of_the_nodes():
+    found = constants("reconstruct")
+    for name in ("event_type", "window_mode"):
+        assert tuple(found[f"{name.upper()}S"]) == EVENT_IMAGE_NODE.get(name).choices
 
 
 def test_paths_stay_text_and_the_player_waits_for_the_model():
