@@ -1,10 +1,15 @@
-"""AEDAT 4, the files of DV and dv-processing, read through dv-processing."""
+"""AEDAT 4, the files of DV and dv-processing, read through dv-processing in processes of its own."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import pickle
+import select
 import shutil
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +25,16 @@ from event_sam3d_ros.recordings.samples import Frame, ImuChunk, Sample
 MAGIC = b"#!AER-DAT4.0"
 _BEGIN = 14  # the magic line
 _MOST_STREAMS = 1000
+# Seconds without an answer after which dv-processing is given up. A batch takes milliseconds; to open a large file
+# without a table of contents takes long.
+PATIENCE_S = 60.0
 # dv-processing's types of triggers that are edges at an input (1: rising, 2: falling, 3: pulse) or of the generator
 # (4: rising, 5: falling): number of the input, and the edge's polarity. The others mark exposures and resets.
 _EDGES = {1: (0, 1), 2: (0, 0), 3: (0, 1), 4: (1, 1), 5: (1, 0)}
+
+
+class _DvError(Exception):
+    """What dv-processing says about a file."""
 
 
 class Aedat4File(EventFile):
@@ -32,54 +44,64 @@ class Aedat4File(EventFile):
     encoding = "aedat4"
 
     def __init__(self, path: Path) -> None:
-        try:
-            import dv_processing
-        except ImportError as error:
+        if importlib.util.find_spec("dv_processing") is None:
             raise RecordingError(
                 f"{path} needs the package dv-processing: pip install dv-processing", reason="missing_package"
-            ) from error
+            )
         self.path = path
-        self._dv = dv_processing
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._readable = path
         try:
-            reader = self._open()
-        except RuntimeError as error:
+            (self._info,) = self._dv("info")
+        except _DvError as error:
             self._readable = self._repaired(error)
-            reader = self._open()
-        self._has = {
-            "events": reader.isEventStreamAvailable(),
-            "frames": reader.isFrameStreamAvailable(),
-            "imu": reader.isImuStreamAvailable(),
-            "triggers": reader.isTriggerStreamAvailable(),
-        }
-        size = reader.getEventResolution() if self._has["events"] else None
-        size = size or (reader.getFrameResolution() if self._has["frames"] else None)
-        self._size = None if size is None else (int(size[0]), int(size[1]))
-        self._span = reader.getTimeRange()
+            (self._info,) = self._read("info")
         super().__init__(path)
         if self._folder is not None:
             self.warn("is cut: its table of contents is missing; what is whole was read")
-        self.image_count = sum(1 for _ in self._frames(lambda frame: frame)) if self._has["frames"] else 0
+        self.image_count = self._info["images"]
 
-    def _open(self) -> Any:
-        return self._dv.io.MonoCameraRecording(str(self._readable))
+    def _read(self, stream: str) -> Iterator[Any]:
+        """What `aedat4_process` gives of a stream; RecordingError for what dv-processing can't read."""
+        try:
+            yield from self._dv(stream)
+        except _DvError as error:
+            raise self._broken(error) from error
 
-    def _repaired(self, error: RuntimeError) -> Path:
-        """A copy that does not promise a table of contents: dv-processing then finds the packets itself."""
-        said = str(error).split("Stacktrace")[0]
-        problem = RecordingError(
-            f"{self.path} can't be read as an AEDAT 4 ({' '.join(said.split())[:200]})", reason="broken_recording"
+    def _dv(self, stream: str) -> Iterator[Any]:
+        command = [sys.executable, "-m", "event_sam3d_ros.recordings.aedat4_process", str(self._readable), stream]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            assert process.stdout is not None
+            try:
+                while True:
+                    (size,) = struct.unpack("<Q", _receive(process.stdout.fileno(), 8))
+                    kind, content = pickle.loads(_receive(process.stdout.fileno(), size))
+                    if kind == "end":
+                        return
+                    if kind == "problem":
+                        raise _DvError(content)
+                    yield content
+            finally:
+                process.kill()
+
+    def _broken(self, error: _DvError) -> RecordingError:
+        return RecordingError(
+            f"{self.path} can't be read as an AEDAT 4 ({' '.join(str(error).split())[:200]})", reason="broken_recording"
         )
-        if "FileDataTable" not in said:
-            raise problem from error
+
+    def _repaired(self, error: _DvError) -> Path:
+        """A copy that does not promise a table of contents: dv-processing then finds the packets itself."""
+        if "FileDataTable" not in str(error):
+            raise self._broken(error) from error
         try:
             with self.path.open("rb") as file:
                 place, end = _table_position(file.read(4096)), _end_of_packets(file)
         except struct.error:
-            raise problem from error
+            raise self._broken(error) from error
         if place == 0:
-            raise problem from error
+            raise self._broken(error) from error
         self._folder = tempfile.TemporaryDirectory(prefix="event_sam3d_")
         copy = Path(self._folder.name) / self.path.name
         shutil.copyfile(self.path, copy)
@@ -87,61 +109,60 @@ class Aedat4File(EventFile):
             file.seek(place)
             file.write(struct.pack("<q", -1))
             file.truncate(end)
-        try:
-            self._dv.io.MonoCameraRecording(str(copy))
-        except RuntimeError:
-            raise problem from error
         return copy
 
     def _said_size(self) -> tuple[int, int] | None:
-        return self._size
+        size: tuple[int, int] | None = self._info["size"]
+        return size
 
     def _first_us(self) -> int:
-        return int(self._span[0])
+        return int(self._info["span"][0])
 
     def _blocks(self) -> Iterator[Block]:
-        reader = self._open()
-        begin, end = self._span
-        while self._has["events"] and (batch := reader.getNextEventBatch()) is not None:
-            rows = batch.numpy()
-            if not len(rows):
-                continue
-            t = np.ascontiguousarray(rows["timestamp"])
-            x, y = rows["x"].astype(np.uint16), rows["y"].astype(np.uint16)
-            yield Events(t, x, y, (rows["polarity"] > 0).astype(np.uint8)), None
-            self.progress = min(1.0, max(0.0, (int(t[-1]) - begin) / max(1, end - begin)))
+        if "events" not in self._info["streams"]:
+            return
+        begin, end = self._info["span"]
+        for columns in self._read("events"):
+            events = Events(*columns)
+            if len(events):
+                yield events, None
+                self.progress = min(1.0, max(0.0, (int(events.t[-1]) - begin) / max(1, end - begin)))
 
     def _others(self) -> list[Iterator[Sample]]:
-        readers = {"frames": self._frames(self._frame), "imu": self._imu(), "triggers": self._triggers()}
-        return [samples for name, samples in readers.items() if self._has[name]]
+        readers = {"frames": self._frames, "imu": self._imu, "triggers": self._triggers}
+        return [read() for name, read in readers.items() if name in self._info["streams"]]
 
-    def _frames(self, make: Any) -> Iterator[Any]:
-        reader = self._open()
-        while (frame := reader.getNextFrame()) is not None:
-            yield make(frame)
-
-    def _frame(self, frame: Any) -> Sample:
-        pixels = np.asarray(frame.image)
-        pixels = pixels if pixels.ndim == 2 else pixels[..., 2::-1]  # BGR(A) -> RGB
-        stamp = self.stamp_ns(int(frame.timestamp))
-        return Frame("image", stamp, stamp, FRAME_ID, np.ascontiguousarray(pixels))
+    def _frames(self) -> Iterator[Sample]:
+        for t, pixels in self._read("frames"):
+            pixels = pixels if pixels.ndim == 2 else pixels[..., 2::-1]  # BGR(A) -> RGB
+            stamp = self.stamp_ns(t)
+            yield Frame("image", stamp, stamp, FRAME_ID, np.ascontiguousarray(pixels))
 
     def _imu(self) -> Iterator[Sample]:
-        reader = self._open()
-        while (batch := reader.getNextImuBatch()) is not None:
-            for row in batch:
-                stamp = self.stamp_ns(int(row.timestamp))
-                acceleration = np.array([row.getAccelerations()], np.float64)
-                turning = np.array([row.getAngularVelocities()], np.float64)
-                yield ImuChunk(stamp, stamp, FRAME_ID, np.array([row.timestamp], np.int64), acceleration, turning)
+        for rows in self._read("imu"):
+            for row in rows:
+                stamp = self.stamp_ns(int(row[0]))
+                yield ImuChunk(stamp, stamp, FRAME_ID, row[:1].astype(np.int64), row[None, 1:4], row[None, 4:7])
 
     def _triggers(self) -> Iterator[Sample]:
-        reader = self._open()
-        while (batch := reader.getNextTriggerBatch()) is not None:
-            edges = [(int(row.timestamp), *_EDGES[int(row.type)]) for row in batch if int(row.type) in _EDGES]
+        for batch in self._read("triggers"):
+            edges = [(t, *_EDGES[kind]) for t, kind in batch if kind in _EDGES]
             t, number, p = (np.array(column) for column in zip(*edges, strict=True)) if edges else ((),) * 3
             triggers = Triggers(np.array(t, np.int64), np.array(number, np.uint8), np.array(p, np.uint8))
             yield from self._cut(Events.empty(), triggers)
+
+
+def _receive(pipe: int, size: int) -> bytes:
+    """So many bytes from the process; _DvError if it ends before, or says nothing for long."""
+    data = bytearray()
+    while len(data) < size:
+        if not select.select([pipe], [], [], PATIENCE_S)[0]:
+            raise _DvError(f"dv-processing did not come back for {PATIENCE_S:g} s: a packet is damaged")
+        part = os.read(pipe, size - len(data))
+        if not part:
+            raise _DvError("dv-processing broke down: a packet is damaged")
+        data += part
+    return bytes(data)
 
 
 def _table_position(header: bytes) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tracemalloc
 import warnings
 from pathlib import Path
+from random import Random
 
 import h5py
 import numpy as np
@@ -303,7 +305,34 @@ def test_containers_that_are_cut_are_one_error_or_a_part(name, share, written):
             assert name == "davis.aedat4" and count <= 400
 
 
-# Inside dv-processing damaged packets of an AEDAT 4 can end in an endless loop.
+def test_an_aedat4_that_dv_processing_does_not_come_back_from_is_one_error(test_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("event_sam3d_ros.recordings.aedat4.PATIENCE_S", 4.0)
+    data = bytearray((test_data / "recordings/raw/sample.aedat4").read_bytes())
+    chance = Random(1)
+    for _ in range(6):
+        data[chance.randrange(2000, len(data))] = chance.randrange(256)
+    (tmp_path / "a.aedat4").write_bytes(data)
+    with pytest.raises(RecordingError, match="a.aedat4 can't be read .*a packet is damaged"):
+        list(open_recording(tmp_path / "a.aedat4").samples())
+
+
+def test_readers_of_an_aedat4_end_with_those_who_asked(test_data, monkeypatch):
+    """As where only a beginning is wanted."""
+    started: list[subprocess.Popen] = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr("subprocess.Popen", Popen)
+    samples = open_recording(test_data / "recordings/raw/sample.aedat4").samples()
+    next(samples)
+    samples.close()
+    assert len(started) >= 2 and all(process.poll() is not None for process in started)
+
+
+# A damaged AEDAT 4 takes long; see above.
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "davis.aedat4"])
 def test_damaged_files_never_do_more_than_raise(name, written):
     """Bytes turned over at random: events, or one of our errors."""
