@@ -27,7 +27,7 @@ from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
 from event_sam3d_ros.recordings.bag_messages import EVENT_PACKET_TYPES, RawMessage, decode_calibration, decode_frame
 from event_sam3d_ros.recordings.files import Calibration, Frame, Recording, Rosbag2Recording, Topics
-from event_sam3d_ros.recordings.rosbag2 import SampleEncoder
+from event_sam3d_ros.recordings.rosbag2_writer import SampleEncoder
 from event_sam3d_ros.recordings.samples import Role
 from event_sam3d_ros.sam3d.config import PreprocessConfig
 

@@ -11,7 +11,8 @@ from event_sam3d_ros.recordings import aedat2, aedat4, es, hdf5, rosbag1
 from event_sam3d_ros.recordings.ecd import EcdFolder
 from event_sam3d_ros.recordings.npz import NpzFile
 from event_sam3d_ros.recordings.prophesee import DatFile, RawFile, is_raw, read_header
-from event_sam3d_ros.recordings.rosbag2 import Rosbag2Recording, write_rosbag2
+from event_sam3d_ros.recordings.rosbag2 import Rosbag2Recording
+from event_sam3d_ros.recordings.rosbag2_writer import write_rosbag2
 from event_sam3d_ros.recordings.samples import (
     Calibration,
     EventChunk,

@@ -1,4 +1,4 @@
-"""rosbag2 recordings (mcap and sqlite3) read and written without ROS.
+"""rosbag2 recordings (mcap and sqlite3) read without ROS.
 
 Event messages are taken apart from their raw bytes, so a bag may hold types whose definitions are not at hand; standard
 messages go through the type store of `rosbags`.
@@ -6,30 +6,24 @@ messages go through the type store of `rosbags`.
 
 from __future__ import annotations
 
-import shutil
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from event_sam3d_ros.errors import EventSam3dError, RecordingError, RecordingWarning
 from event_sam3d_ros.events.codecs import (
     Decoder,
     decode_dvs_event_array_cdr,
-    encode_event_packet_cdr,
     make_decoder,
-    make_encoder,
     parse_event_packet_cdr,
 )
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.recordings.bag_messages import (
-    CAMERA_INFO_TYPE,
     COMPRESSED_IMAGE_TYPE,
     DVS_TYPES,
     EVENT_PACKET_TYPES,
@@ -42,29 +36,18 @@ from event_sam3d_ros.recordings.bag_messages import (
     decode_frame,
     decode_imu,
     decode_pose,
-    encode_calibration,
-    encode_frame,
-    encode_imu,
-    encode_pose,
-    imu_stamp_ns,
-    typestore,
     unsupported_type,
     where,
 )
 from event_sam3d_ros.recordings.bag_reader import BagReader
 from event_sam3d_ros.recordings.samples import (
-    Calibration,
     EventChunk,
-    Frame,
-    ImuChunk,
     Role,
     Sample,
     Topics,
     TriggerChunk,
 )
 
-_EVENT_DEPTH, _IMAGE_DEPTH = 1000, 5
-_EVT3_WRAP_US, _EVT3_PIXELS = 1 << 24, 2048
 _T = TypeVar("_T")
 
 
@@ -211,46 +194,6 @@ class Rosbag2Recording:
         return of_type and name.startswith("image") and "depth" not in topic
 
 
-def write_rosbag2(
-    path: Path,
-    samples: Iterable[Sample],
-    *,
-    storage: Literal["mcap", "sqlite3"] = "mcap",
-) -> int:
-    """Writes ``samples`` (by ascending receive time) as a new rosbag2 folder and returns the number of messages.
-
-    Events become EventPackets of encoding evt3, or of libcaer where evt3 can't tell their times or pixels; mcap chunks
-    are compressed by zstd. A folder that exists is refused (RecordingError); on any error nothing is left behind.
-    """
-    if path.exists():
-        raise RecordingError(f"{path} exists already: remove it or choose another name", reason="output_exists")
-    plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
-    writer = Writer(path, version=9, storage_plugin=plugin)
-    if plugin == StoragePlugin.MCAP:
-        writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-    try:
-        with writer:
-            encode = SampleEncoder()
-            connections: dict[str, Any] = {}
-            count = 0
-            for sample in samples:
-                for topic, kind, receive_ns, cdr in encode(sample):
-                    if topic not in connections:
-                        qos = _qos(QosReliability.BEST_EFFORT, _EVENT_DEPTH) if kind in EVENT_TYPES else None
-                        connections[topic] = writer.add_connection(
-                            topic,
-                            kind,
-                            typestore=typestore(),
-                            offered_qos_profiles=[qos or _qos(QosReliability.RELIABLE, _IMAGE_DEPTH)],
-                        )
-                    writer.write(connections[topic], receive_ns, cdr)
-                    count += 1
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-    return count
-
-
 def _geometry(message: RawMessage) -> tuple[str, int, int]:
     """Encoding, or package of the message, width and height of an event message."""
     if message.type in DVS_TYPES:
@@ -316,90 +259,6 @@ class _EventTopic:
 def _sorted(events: Events) -> Events:
     """In a packet, times may step back a little (EVT3's bit noise, libcaer_cmp's folds)."""
     return events[np.argsort(events.t, kind="stable")] if np.any(events.t[1:] < events.t[:-1]) else events
-
-
-Message = tuple[str, str, int, bytes | memoryview]
-
-
-class SampleEncoder:
-    """Samples -> messages (topic, type, receive time, CDR); it numbers the EventPackets."""
-
-    def __init__(self) -> None:
-        self._topics = Topics()
-        self._encoder: Any = None
-        self._encoding = "evt3"
-        self._last_us = 0
-        self._sequence = {"events": 0, "triggers": 0}
-
-    def __call__(self, sample: Sample) -> list[Message]:
-        if isinstance(sample, ImuChunk):
-            return [self._imu(sample, i) for i in range(len(sample.t))]
-        if isinstance(sample, EventChunk):
-            return [(self._topics.events, EVENT_PACKET_TYPES[0], sample.receive_ns, self._events(sample))]
-        if isinstance(sample, TriggerChunk):
-            return [(self._topics.triggers, EVENT_PACKET_TYPES[0], sample.receive_ns, self._triggers(sample))]
-        if isinstance(sample, Frame):
-            topic: str = getattr(self._topics, sample.role)
-            return [(topic, IMAGE_TYPE, sample.receive_ns, encode_frame(sample))]
-        if isinstance(sample, Calibration):
-            return [(self._topics.camera_info, CAMERA_INFO_TYPE, sample.receive_ns, encode_calibration(sample))]
-        return [(self._topics.pose, POSE_TYPE, sample.receive_ns, encode_pose(sample))]
-
-    def _imu(self, chunk: ImuChunk, i: int) -> Message:
-        receive_ns = chunk.receive_ns + imu_stamp_ns(chunk, i) - imu_stamp_ns(chunk, len(chunk.t) - 1)
-        return self._topics.imu, IMU_TYPE, receive_ns, encode_imu(chunk, i)
-
-    def _events(self, chunk: EventChunk) -> bytes:
-        first_us, last_us = int(chunk.events.t[0]), int(chunk.events.t[-1])
-        # evt3 begins with 24 bits of time, goes only forward from there, and has 11 bits for a coordinate.
-        fits = self._last_us <= first_us and max(chunk.width, chunk.height) <= _EVT3_PIXELS
-        if self._encoding == "evt3" and not (fits and (self._encoder or first_us < _EVT3_WRAP_US)):
-            self._encoding, self._encoder = "libcaer", None
-        if self._encoder is None:
-            self._encoder = make_encoder(self._encoding, chunk.width, chunk.height)
-        self._last_us = last_us
-        payload, time_base = self._encoder.encode(chunk.events)
-        return self._packet("events", chunk, (chunk.width, chunk.height), self._encoding, payload, time_base)
-
-    def _triggers(self, chunk: TriggerChunk) -> bytes:
-        payload, time_base = make_encoder("trigger", 1, 1).encode(Events.empty(), chunk.triggers)
-        return self._packet("triggers", chunk, (1, 1), "trigger", payload, time_base)
-
-    def _packet(
-        self,
-        kind: Literal["events", "triggers"],
-        chunk: EventChunk | TriggerChunk,
-        size: tuple[int, int],
-        encoding: str,
-        payload: bytes,
-        time_base: int,
-    ) -> bytes:
-        self._sequence[kind] += 1
-        return encode_event_packet_cdr(
-            stamp_ns=chunk.stamp_ns,
-            frame_id=chunk.frame_id,
-            width=size[0],
-            height=size[1],
-            seq=self._sequence[kind] - 1,
-            time_base=time_base,
-            encoding=encoding,
-            payload=payload,
-        )
-
-
-def _qos(reliability: QosReliability, depth: int) -> Qos:
-    forever = QosTime(9223372036, 854775807)
-    return Qos(
-        QosHistory.KEEP_LAST,
-        depth,
-        reliability,
-        QosDurability.VOLATILE,
-        forever,
-        forever,
-        QosLiveliness.AUTOMATIC,
-        forever,
-        False,
-    )
 
 
 class _translated:
