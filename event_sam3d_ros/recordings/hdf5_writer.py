@@ -46,6 +46,7 @@ def write_hdf5(path: Path, samples: Iterable[Sample]) -> int:
     if path.exists():
         raise RecordingError(f"{path} exists already: remove it or choose another name", reason="output_exists")
     count = 0
+    path.parent.mkdir(parents=True, exist_ok=True)  # as the writer of rosbag2 does
     try:
         with h5py.File(path, "w") as file:
             writer = _Writer(file)

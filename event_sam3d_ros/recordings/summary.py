@@ -21,6 +21,7 @@ from event_sam3d_ros.recordings.samples import (
 )
 
 _NS = 1_000_000_000
+_FOREVER_S = 4e9  # longer than ROS stamps reach
 
 
 @dataclass
@@ -100,8 +101,7 @@ def cut(recording: Recording, start_s: float, end_s: float) -> Iterator[Sample]:
     calibration: Calibration | None = None
     for sample in recording.samples():
         if begin is None or end is None:
-            begin = sample.stamp_ns + round(start_s * _NS)
-            end = sample.stamp_ns + round(end_s * _NS) if end_s != float("inf") else 1 << 62
+            begin, end = (sample.stamp_ns + round(min(time, _FOREVER_S) * _NS) for time in (start_s, end_s))
         piece = _inside(sample, begin, end)
         if piece is None:
             if isinstance(sample, Calibration) and sample.stamp_ns < begin:

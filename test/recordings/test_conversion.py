@@ -206,9 +206,17 @@ def test_convert_and_cut(tmp_path, capsys, output):
 
 def test_a_piece_with_nothing_in_it_is_an_error(tmp_path, capsys):
     path = write_dat(tmp_path / "a.dat", make_events())
-    assert main(["cut", str(path), str(tmp_path / "out"), "--start", "100"]) == 2
-    assert "has nothing from 100 s to its end" in capsys.readouterr().err
+    for start in ("100", "1e300"):
+        assert main(["cut", str(path), str(tmp_path / "out"), "--start", start]) == 2
+        assert f"has nothing from {float(start):g} s to its end" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("output", ["out.h5", "out"])
+def test_folders_for_the_output_are_made(tmp_path, output):
+    path = write_dat(tmp_path / "a.dat", make_events())
+    assert main(["cut", str(path), str(tmp_path / "some" / "where" / output), "--end", "1e300"]) == 0
+    assert summarize(open_recording(tmp_path / "some" / "where" / output)).events == 400
 
 
 def test_a_folder_is_not_named_as_a_file(tmp_path, capsys):
