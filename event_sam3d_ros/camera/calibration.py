@@ -31,7 +31,8 @@ from scipy.spatial.transform import Rotation
 from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.errors import CalibrationError
 
-_MAX_SIDE = 16384  # pixels; the maps hold every pixel of both cameras
+# The maps hold every pixel of both cameras, and take some 80 bytes for each while they are made.
+_MAX_SIDE, _MAX_PIXELS = 16384, 1 << 25
 _KALIBR_LENSES = {"radtan": ("plumb_bob", 4), "equidistant": ("equidistant", 4), "none": ("plumb_bob", 0)}
 
 
@@ -57,11 +58,7 @@ class CameraPair:
 
     def __post_init__(self) -> None:
         for camera in (self.events, self.rgb):
-            if max(camera.width, camera.height) > _MAX_SIDE:
-                raise CalibrationError(
-                    f"a camera of {camera.width}x{camera.height} pixels is none: sides up to {_MAX_SIDE} are possible",
-                    reason="bad_calibration",
-                )
+            _check_size(camera)
         object.__setattr__(self, "rotation", np.array(self.rotation, np.float64))
         object.__setattr__(self, "translation", np.array(self.translation, np.float64))
         if self.rotation.shape != (3, 3) or not (
@@ -79,6 +76,15 @@ class CameraPair:
             )
         if self.homography is not None:
             object.__setattr__(self, "homography", _regular(np.array(self.homography, np.float64)))
+
+
+def _check_size(camera: CameraModel) -> None:
+    if max(camera.width, camera.height) > _MAX_SIDE or camera.width * camera.height > _MAX_PIXELS:
+        raise CalibrationError(
+            f"a camera of {camera.width}x{camera.height} pixels is none, or too large: sides up to {_MAX_SIDE} and "
+            f"{_MAX_PIXELS / 1e6:.0f} million pixels are possible",
+            reason="bad_calibration",
+        )
 
 
 def _regular(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -132,6 +138,7 @@ def load_rectification(path: str | Path) -> tuple[CameraModel, CameraModel]:
     """
     camera, content, K = load_camera_info(path), _read(path), None
     try:
+        _check_size(camera)
         if "rectification_matrix" in content:
             turn = _numbers(_mapping(content, "rectification_matrix"), "data", 9)
             if not np.allclose(turn, np.eye(3).ravel(), atol=1e-6):

@@ -172,6 +172,8 @@ def test_a_pair_checks_what_it_is_given():
         CameraPair(camera, camera, np.eye(4), (0, 0, 0))
     with pytest.raises(CalibrationError, match="100000x48 pixels is none"):
         CameraPair(camera, CameraModel(camera.K, (), 100_000, 48), np.eye(3), (0, 0, 0))
+    with pytest.raises(CalibrationError, match="16000x16000 pixels is none, or too large: .* 34 million"):
+        CameraPair(camera, CameraModel(camera.K, (), 16_000, 16_000), np.eye(3), (0, 0, 0))
 
 
 ROS = {
@@ -211,6 +213,8 @@ def test_the_rectified_camera_has_the_projection_matrix_of_the_file(tmp_path):
     assert np.array_equal(load_rectification(written(tmp_path, ROS))[1].K, camera.K)
     with pytest.raises(CalibrationError, match="projection_matrix.*not calibrated"):
         load_rectification(written(tmp_path, {**ROS, "projection_matrix": {"data": [0] * 12}}))
+    with pytest.raises(CalibrationError, match="640x400000000 pixels is none"):
+        load_rectification(written(tmp_path, {**ROS, "image_height": 400_000_000}))
     turned = {"data": [0, -1, 0, 1, 0, 0, 0, 0, 1]}
     with pytest.raises(CalibrationError, match="as of a stereo camera"):
         load_rectification(written(tmp_path, {**ROS, "rectification_matrix": turned}))
