@@ -38,10 +38,8 @@ import numpy as np
 from event_sam3d_ros.errors import InputError, RecordingError
 from event_sam3d_ros.events.codecs import make_encoder
 from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.recordings.aedat4_process import IMU_FIELDS, IMU_UNITS
 
-_IMU_FIELDS = [f"{sensor}{axis}" for sensor in ("accelerometer", "gyroscope") for axis in "XYZ"]
-# AEDAT 4 has g and degrees per second. Standard gravity, where dv-processing's getAccelerations takes 9.81007 m/s^2.
-_IMU_UNITS = np.array([1.0] + [9.80665] * 3 + [np.pi / 180] * 3)
 _ALIVE_S = 0.3
 _IDLE_S = 0.001
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -96,8 +94,8 @@ def _take_from(reader: Any) -> list[Callable[[], _Item | None]]:
         found = reader.getNextImuBatch()
         if not found:
             return None
-        rows = np.array([[m.timestamp, *(getattr(m, name) for name in _IMU_FIELDS)] for m in found], np.float64)
-        return _Item("imu", int(rows[-1, 0]), rows * _IMU_UNITS)
+        rows = np.array([[m.timestamp, *(getattr(m, name) for name in IMU_FIELDS)] for m in found], np.float64)
+        return _Item("imu", int(rows[-1, 0]), rows * IMU_UNITS)
 
     available = (
         (events, reader.isEventStreamAvailable()),

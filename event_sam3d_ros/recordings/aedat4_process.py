@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-_IMU_FIELDS = [f"{sensor}{axis}" for sensor in ("accelerometer", "gyroscope") for axis in "XYZ"]
+IMU_FIELDS = [f"{sensor}{axis}" for sensor in ("accelerometer", "gyroscope") for axis in "XYZ"]
 # AEDAT 4 has g and degrees per second. Standard gravity, where dv-processing's getAccelerations takes 9.81007 m/s^2.
-_IMU_UNITS = np.array([1.0] + [9.80665] * 3 + [np.pi / 180] * 3)
+IMU_UNITS = np.array([1.0] + [9.80665] * 3 + [np.pi / 180] * 3)
 
 
 def _info(reader: Any) -> Iterator[Any]:
@@ -63,8 +63,8 @@ def _frames(reader: Any) -> Iterator[Any]:
 
 def _imu(reader: Any) -> Iterator[Any]:
     while (batch := reader.getNextImuBatch()) is not None:
-        rows = [[row.timestamp, *(getattr(row, name) for name in _IMU_FIELDS)] for row in batch]
-        yield np.array(rows, np.float64).reshape(-1, 7) * _IMU_UNITS
+        rows = [[row.timestamp, *(getattr(row, name) for name in IMU_FIELDS)] for row in batch]
+        yield np.array(rows, np.float64).reshape(-1, 7) * IMU_UNITS
 
 
 def _triggers(reader: Any) -> Iterator[Any]:
