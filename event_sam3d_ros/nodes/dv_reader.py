@@ -21,11 +21,9 @@ Times are Unix microseconds: of the camera's clock for frames (mid-exposure), ev
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,11 +36,10 @@ import numpy as np
 from event_sam3d_ros.errors import InputError, RecordingError
 from event_sam3d_ros.events.codecs import make_encoder
 from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.recordings.aedat4_process import IMU_FIELDS, IMU_UNITS
+from event_sam3d_ros.recordings.aedat4_process import IMU_FIELDS, IMU_UNITS, end_with_parent
 
 _ALIVE_S = 0.3
 _IDLE_S = 0.001
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -252,15 +249,9 @@ def _play(reader: Any, writer: _Writer, output: _Output, settings: dict[str, Any
         writer.write(item, shift_us)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this process when the node is killed: one that hangs would never see its pipe break."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     """Run the process."""
-    _end_with_parent()
+    end_with_parent()
     # Whatever the libraries print goes to standard error: standard output carries records alone.
     with os.fdopen(os.dup(1), "wb") as file:
         os.dup2(2, 1)

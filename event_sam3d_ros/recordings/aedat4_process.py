@@ -18,8 +18,10 @@ It writes records to its standard output: uint64 size, then so many bytes, a pic
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
+import signal
 import struct
 import sys
 from collections.abc import Iterator
@@ -30,6 +32,8 @@ import numpy as np
 IMU_FIELDS = [f"{sensor}{axis}" for sensor in ("accelerometer", "gyroscope") for axis in "XYZ"]
 # AEDAT 4 has g and degrees per second. Standard gravity, where dv-processing's getAccelerations takes 9.81007 m/s^2.
 IMU_UNITS = np.array([1.0] + [9.80665] * 3 + [np.pi / 180] * 3)
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def _info(reader: Any) -> Iterator[Any]:
@@ -75,8 +79,15 @@ def _triggers(reader: Any) -> Iterator[Any]:
 _STREAMS = {"info": _info, "events": _events, "frames": _frames, "imu": _imu, "triggers": _triggers}
 
 
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent is killed: one that hangs would never see its pipe break."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Run the process."""
+    end_with_parent()
     # Whatever the libraries print goes to standard error: standard output carries records alone.
     with os.fdopen(os.dup(1), "wb") as file:
         os.dup2(2, 1)
