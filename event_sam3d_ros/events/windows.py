@@ -124,8 +124,17 @@ class EventWindows:
         self.stream.add_message(cdr)
         if self.stream.starts > starts:
             self._next = None
-            newest_ns = self.stream.newest.stamp_ns if self.stream.newest else 0
-            self._pending = deque(f for f in self._pending if abs(f.stamp_ns - newest_ns) < PLAUSIBLE_NS)
+            self._drop_frames_of_old_stream()
+
+    def _drop_frames_of_old_stream(self) -> None:
+        """A new stream has begun: frames far from it would wait in vain."""
+        t_last = self.stream.t_last
+        if t_last is None:
+            return
+        kept = deque(f for f in self._pending if abs(self._sensor_us(f.stamp_ns) - t_last) * 1000 < PLAUSIBLE_NS)
+        for _ in range(len(self._pending) - len(kept)):
+            self._report("incomplete_window", "a frame waited for events of a stream that has ended")
+        self._pending = kept
 
     # Windows out
 

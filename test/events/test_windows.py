@@ -484,6 +484,21 @@ def test_a_looping_bag_starts_anew_with_one_report_and_no_loss():
     assert window.event_count == expected.event_count
 
 
+@pytest.mark.parametrize("frame_clock", ["host", "sensor"])
+def test_frames_that_wait_across_a_restart_are_kept_or_counted(frame_clock):
+    events = random_events(duration_us=4_000_000, count=8000)
+    cdrs, setup = packets(events), Setup(frame_clock=frame_clock)
+    begin_ns = START_NS if frame_clock == "host" else 0
+    setup.feed(cdrs)
+    for stamp_ms in (3990, 200):  # the end of the old stream, and a moment of the new one
+        setup.windows.add_frame(begin_ns + stamp_ms * MS, "camera", 0.0)
+    setup.feed(cdrs[:80])
+    (window,) = setup.windows.ready(0.0)
+    assert window.stamp_ns == begin_ns + 200 * MS
+    assert window.event_count == expected_image(events, 175_000, 225_000)[0]
+    assert setup.counts == {"backward_time": 1, "incomplete_window": 1}
+
+
 def test_another_camera_takes_over_with_one_report():
     setup = Setup()
     setup.feed(packets(random_events()))
