@@ -136,9 +136,11 @@ class EventStream:
             self._report(why.reason, f"the event stream starts anew: {why}")
             self._forget()
             self.starts += 1
-            if first.view.stamp_ns <= packet.view.stamp_ns and _shape(first.view) == _shape(packet.view):
-                self._take(first)
-            self._take(packet)
+            both = first.view.stamp_ns <= packet.view.stamp_ns and _shape(first.view) == _shape(packet.view)
+            for one in (first, packet) if both else (packet,):
+                problem = self._take(one)
+                if problem is not None:
+                    self._report(problem.reason, f"one event packet was dropped: {problem}")
 
     def _take(self, packet: _Packet) -> EventSam3dError | None:
         """Decode and store a packet; the reason if it does not continue the stream, and then nothing is changed."""

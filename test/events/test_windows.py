@@ -499,6 +499,22 @@ def test_frames_that_wait_across_a_restart_are_kept_or_counted(frame_clock):
     assert setup.counts == {"backward_time": 1, "incomplete_window": 1}
 
 
+def test_packets_that_contradict_each_other_are_each_reported():
+    setup = Setup()
+    events = random_events()
+    cdrs = packets(events)
+    setup.feed(cdrs)
+    encoder = make_encoder("mono", WIDTH, HEIGHT)
+    payload, time_base = encoder.encode(events[:100])
+    # Two packets of another encoding, a minute of sensor time apart but a millisecond by their stamps.
+    for index in range(2):
+        stamp_ns = START_NS + 10**12 + index * MS
+        later = time_base + index * 60 * 10**9
+        setup.feed([packet(stamp_ns=stamp_ns, seq=index, time_base=later, encoding="mono", payload=payload)])
+    assert setup.counts == {"stream_changed": 1, "time_jump": 1}
+    assert setup.windows.stream.packets == len(cdrs) + 1
+
+
 def test_another_camera_takes_over_with_one_report():
     setup = Setup()
     setup.feed(packets(random_events()))
