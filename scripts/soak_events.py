@@ -77,7 +77,7 @@ class Camera:
         if place == 0 and self._number:
             self._round += 1
         moved = words.copy()
-        moved[high] = _TIME_HIGH << 12 | (words[high] + self._round * (ROUND_US >> 12)) & 0xFFF
+        moved[high] = _TIME_HIGH << 12 | (words[high] + self._round * (ROUND_US >> 12) % 0x1000) & 0xFFF
         cdr = encode_event_packet_cdr(
             stamp_ns=self._start_ns + begin_us * 1000,
             frame_id="soak",
