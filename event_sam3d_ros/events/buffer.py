@@ -120,7 +120,7 @@ class EventBuffer:
         for here, there in self._pieces(first, count):
             for array, stored in zip(arrays, self._store.values(), strict=True):
                 array[there] = stored[here]
-        return Events(*arrays)
+        return Events.adopt(*arrays)
 
     def _merge_tail(self, events: Events) -> Events:
         """Take the stored events that are newer than the oldest of ``events`` out, and sort both together."""

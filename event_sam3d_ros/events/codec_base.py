@@ -22,6 +22,7 @@ _FEW = 8
 _UNKNOWN_SHARE = 1 / 8
 _OUT_OF_RANGE_SHARE = 1 / 2
 _NO_TRIGGERS = Triggers.empty()
+_NO_EDGES = [np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint8)]
 
 
 class Decoder(ABC):
@@ -60,7 +61,7 @@ class Decoder(ABC):
         words = as_words(payload, self.WORD, self.GROUP, self.is_bigendian)
         state, counts = self._state.copy(), np.zeros(len(self.COUNTERS), np.int64)
         t, x, y, p, *edges = self._run(words, state, counts, int(time_base_ns))
-        events = Events(t, x, y, p)
+        events = Events.adopt(t, x, y, p)
         found = dict(zip(self.COUNTERS, counts.tolist(), strict=True))
         check_packet(words.size // self.GROUP, len(events), found)
         self._state = state
@@ -258,12 +259,13 @@ def empty_events(size: int) -> list[NDArray[Any]]:
 
 def empty_triggers(size: int) -> list[NDArray[Any]]:
     """Arrays for the times, numbers and edges of ``size`` triggers."""
-    return [np.empty(size, np.int64), np.empty(size, np.uint8), np.empty(size, np.uint8)]
+    return [np.empty(size, np.int64), np.empty(size, np.uint8), np.empty(size, np.uint8)] if size else _NO_EDGES
 
 
 def filled(events: list[NDArray[Any]], n: int, triggers: list[NDArray[Any]] | None = None, m: int = 0) -> Any:
     """What a kernel has filled: the first ``n`` events and the first ``m`` triggers."""
-    return [column[:n] for column in events] + [column[:m] for column in triggers or ()]
+    columns = events if n == len(events[0]) else [column[:n] for column in events]
+    return [*columns, *(column[:m] for column in triggers)] if m and triggers else columns
 
 
 @njit(cache=True, nogil=True)

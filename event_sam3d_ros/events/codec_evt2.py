@@ -46,6 +46,10 @@ _COUNTERS = (
 _SETTLED = 16
 _LOOKED_AT = 4096
 _HALF = np.uint64(0xFFFFFFFF)
+# Of EVT2: the lowest word that is no event, where events have their coordinates, and from how many on they are
+# unpacked together.
+_NO_EVENT, _COLUMN, _ROW = np.uint32(2 << 28), np.uint32(0x7FF << 11), np.uint32(0x7FF)
+_LONG_RUN = 16
 
 
 class Evt2Decoder(Decoder):
@@ -63,8 +67,8 @@ class Evt2Decoder(Decoder):
     COUNTERS = _COUNTERS
 
     def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
-        size, edges = _count_evt2(words)
-        events, triggers = empty_events(size), empty_triggers(edges)
+        others = _count_others(words)
+        events, triggers = empty_events(words.size - others), empty_triggers(others)
         n, m = _decode_evt2(words, *events, *triggers, state, counts, self.width, self.height)  # type: ignore[call-arg]
         return filled(events, n, triggers, m)
 
@@ -154,13 +158,36 @@ def _next_high(high, has_history, value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _count_evt2(words):  # type: ignore[no-untyped-def]
-    """(events, triggers) that the words hold, if all of them are valid."""
-    events, edges = 0, 0
+def _count_others(words):  # type: ignore[no-untyped-def]
+    """Number of EVT2 words that are no events."""
+    others = np.uint32(0)
     for i in range(words.size):
-        events += words[i] < np.uint32(0x20000000)
-        edges += words[i] >> np.uint32(28) == EXT_TRIGGER
-    return events, edges
+        others = np.uint32(others + (words[i] >= _NO_EVENT))
+    return np.int64(others)
+
+
+@njit(cache=True, nogil=True)
+def _all_inside(words, first, count, width, height):  # type: ignore[no-untyped-def]
+    """Whether the events in ``count`` words are in the image."""
+    columns, rows, outside = np.uint32(width << 11), np.uint32(height), False
+    for i in range(count):
+        word = words[first + i]
+        outside |= (np.uint32(word & _COLUMN) >= columns) | (np.uint32(word & _ROW) >= rows)
+    return not outside
+
+
+@njit(cache=True, nogil=True)
+def _unpack(words, first, count, time, t, x, y, p, n):  # type: ignore[no-untyped-def]
+    """Write the events of ``count`` words from place n on. One column after another: the compiler makes each loop do
+    many words at a time."""
+    for i in range(count):
+        t[n + i] = time | np.int64(words[first + i] >> np.uint32(22) & np.uint32(0x3F))
+    for i in range(count):
+        x[n + i] = words[first + i] >> np.uint32(11) & np.uint32(0x7FF)
+    for i in range(count):
+        y[n + i] = words[first + i] & _ROW
+    for i in range(count):
+        p[n + i] = words[first + i] >> np.uint32(28)
 
 
 @njit(cache=True, nogil=True)
@@ -171,20 +198,33 @@ def _decode_evt2(  # type: ignore[no-untyped-def]
     high, has_history, has_high = s.high, s.has_history, s.has_high
     time = high << 6
     unsynchronised, out_of_range, unknown, early = 0, 0, 0, 0
-    n, m, one = np.uint64(0), np.uint64(0), np.uint64(1)
-    for i in range(words.size):
+    # Unsigned: an index that may be negative is one that numba looks at twice.
+    i, n, m, one, size = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(1), np.uint64(words.size)
+    while True:
+        # A run of events, all of one TIME_HIGH.
+        first = i
+        while i < size and words[i] < _NO_EVENT:
+            i += one
+        if not has_high:
+            unsynchronised += np.int64(i - first)
+        elif i - first >= _LONG_RUN and _all_inside(words, first, i - first, width, height):
+            _unpack(words, first, i - first, time, t, x, y, p, n)
+            n += i - first
+        else:
+            for j in range(first, i):
+                word = np.int64(words[j])
+                column, row = word >> 11 & 0x7FF, word & 0x7FF
+                if column >= width or row >= height:
+                    out_of_range += 1
+                else:
+                    t[n], x[n], y[n], p[n] = time | word >> 22 & 0x3F, column, row, word >> 28
+                    n += one
+        if i == size:
+            break
         word = np.int64(words[i])
+        i += one
         kind = word >> 28
-        if kind <= 1:
-            column, row = word >> 11 & 0x7FF, word & 0x7FF
-            if not has_high:
-                unsynchronised += 1
-            elif column >= width or row >= height:
-                out_of_range += 1
-            else:
-                t[n], x[n], y[n], p[n] = time | word >> 22 & 0x3F, column, row, kind
-                n += one
-        elif kind == TIME_HIGH:
+        if kind == TIME_HIGH:
             high = _next_high(high, has_history, word & (_WRAP - 1))
             has_history, has_high, time = 1, 1, high << 6
         elif kind == EXT_TRIGGER:

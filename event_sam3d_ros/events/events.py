@@ -52,6 +52,17 @@ class Events:
             object.__setattr__(self, name, array)
 
     @classmethod
+    def adopt(cls, t: NDArray[Any], x: NDArray[Any], y: NDArray[Any], p: NDArray[Any]) -> Events:
+        """Events of arrays that are known to be right and that nobody else holds: unchecked, made read-only in place.
+
+        A fifth of the constructor's time, which counts at a thousand packets per second.
+        """
+        t.flags.writeable = x.flags.writeable = y.flags.writeable = p.flags.writeable = False
+        events = object.__new__(cls)
+        events.__dict__.update(t=t, x=x, y=y, p=p)
+        return events
+
+    @classmethod
     def empty(cls) -> Events:
         """No events."""
         return cls(*(np.empty(0, dtype) for dtype in FIELDS.values()))
@@ -61,6 +72,8 @@ class Events:
 
     def __getitem__(self, index: slice | NDArray) -> Events:
         """Events of a slice (a view where the step is 1), of a boolean mask or of an index array (copies)."""
+        if isinstance(index, slice) and index.step in (None, 1):
+            return Events.adopt(self.t[index], self.x[index], self.y[index], self.p[index])
         return Events(self.t[index], self.x[index], self.y[index], self.p[index])
 
     @property

@@ -327,7 +327,7 @@ def test_warm_up_compiles_what_decoders_need():
             assert len(make_decoder(encoding, WIDTH, HEIGHT).decode(kind(payload), time_base_ns)) == 2
     decode_dvs_event_array_cdr(bytearray(encode_dvs_event_array_cdr(0, "", WIDTH, HEIGHT, events)))
     kernels = [
-        codec_evt2._count_evt2,
+        codec_evt2._count_others,
         codec_evt2._count_evt21,
         codec_evt2._settle_legacy,
         codec_evt2._decode_evt2,
