@@ -69,7 +69,7 @@ class Evt3Decoder(Decoder):
 
     def _run(self, words: NDArray[Any], state: NDArray[Any], counts: NDArray[np.int64], time_base_ns: int) -> Any:
         size, edges = _count(words)
-        events, triggers = empty_events(size), empty_triggers(edges)
+        events, triggers = empty_events(size + 1), empty_triggers(edges)
         n, m = _decode(words, *events, *triggers, state, counts, self.width, self.height)  # type: ignore[call-arg]
         return filled(events, n, triggers, m)
 
@@ -130,17 +130,19 @@ def _decode(  # type: ignore[no-untyped-def]
     for i in range(words.size):
         word = np.int64(words[i])
         kind, value = word >> 12, word & 0xFFF
-        if kind == ADDR_X:
-            column = value & 0x7FF
-            if column < width and row < rows:
-                t[n], x[n], y[n], p[n] = time, column, row, value >> 11
-                n += one
-            elif has_low and row != _NO_ROW:
-                out_of_range += 1
-            else:
-                unsynchronised += 1
-        elif kind == ADDR_Y:
-            row = value & 0x7FF
+        if kind & ~(ADDR_X | ADDR_Y) == 0:
+            # Rows and columns follow each other in no order that could be foreseen: both are written down, and only
+            # a column that is an event stays.
+            column, is_row = value & 0x7FF, -np.int64(kind == ADDR_Y)  # all bits, or none
+            row = is_row & column | ~is_row & row
+            t[n], x[n], y[n], p[n] = time, column, row, value >> 11
+            is_inside = np.int64(column < width) & np.int64(row < rows)
+            n += np.uint64(is_inside & ~is_row)
+            if not (is_inside | is_row):
+                if has_low and row != _NO_ROW:
+                    out_of_range += 1
+                else:
+                    unsynchronised += 1
         elif kind == TIME_LOW or word == same_high or kind >= OTHERS or kind == CONTINUED_4:
             is_low = -np.int64(kind == TIME_LOW)  # all bits, or none
             time = is_low & (high << 12 | value) | ~is_low & time

@@ -80,8 +80,9 @@ def voxel_grid(
             f"voxel grid of {bins} bins at {width}x{height} is empty or larger than 8 GB: give other bins",
             reason="bad_bins",
         )
-    inside, _ = _inside(events, t0, t1, width, height)
-    grid = _voxel_grid(inside.t, inside.x, inside.y, inside.p, t0, t1, width, height, index(bins))
+    # Made by numpy, not in the kernel: numpy asks for huge pages.
+    grid = np.empty((index(bins), height, width), np.float32)
+    _voxel_grid(events.t, events.x, events.y, events.p, t0, t1, grid)
     if normalise:
         _normalise(grid.reshape(-1))
     return grid
@@ -220,9 +221,11 @@ def _reference_colours(newest, span, background):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _voxel_grid(t, x, y, p, t0, t1, width, height, bins):  # type: ignore[no-untyped-def]
-    # A block of events at a time: first what can be computed for several at once, then what has to wait for memory.
-    grid = np.zeros((bins, height, width), np.float32)
+def _voxel_grid(t, x, y, p, t0, t1, grid):  # type: ignore[no-untyped-def]
+    # A block of events at a time: first what can be computed for several at once, loops split by the types that they
+    # look at; then what has to wait for memory. Events outside add 0 to the first voxel.
+    bins, height, width = grid.shape
+    grid[:] = 0
     voxels = grid.reshape(-1)
     plane, columns, last = np.int32(height * width), np.int32(width), np.int32(max(bins - 2, 0))
     to_right = np.uint64(plane if bins > 1 else 0)
@@ -230,22 +233,28 @@ def _voxel_grid(t, x, y, p, t0, t1, width, height, bins):  # type: ignore[no-unt
     while (t1 - t0) >> shift >= 1 << 31:
         shift += 1
     bins_per_tick = np.float32((bins - 1) / (t1 - t0) * (1 << shift))
-    voxel, on_left, on_right = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    ticks, inside, voxel = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
+    on_left, on_right = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     for start in range(0, t.size, _BLOCK):
         block = slice(start, min(start + _BLOCK, t.size))
         ts, xs, ys, ps = t[block], x[block], y[block], p[block]
         for j in range(ts.size):
-            position = np.float32(np.int32((ts[j] - t0) >> shift)) * bins_per_tick
+            inside[j] = (ts[j] >= t0) & (ts[j] < t1)
+            ticks[j] = (ts[j] - t0) >> shift
+        for j in range(ts.size):
+            inside[j] &= (xs[j] < width) & (ys[j] < height)
+            voxel[j] = np.int32(ys[j]) * columns + np.int32(xs[j])
+        for j in range(ts.size):
+            position = np.float32(ticks[j]) * bins_per_tick
             left = min(np.int32(position), last)
-            sign = np.float32(np.int32(2) * np.int32(ps[j] != 0) - np.int32(1))
+            sign = np.float32(inside[j] * (np.int32(2) * np.int32(ps[j] != 0) - np.int32(1)))
             on_right[j] = (position - np.float32(left)) * sign
             on_left[j] = sign - on_right[j]
-            voxel[j] = left * plane + np.int32(ys[j]) * columns + np.int32(xs[j])
+            voxel[j] = (voxel[j] + left * plane) * inside[j]
         for j in range(ts.size):
             k = np.uint64(voxel[j])
             voxels[k] += on_left[j]
             voxels[k + to_right] += on_right[j]
-    return grid
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
