@@ -147,9 +147,11 @@ def _write(options: argparse.Namespace, recording: Recording, samples: Iterator[
         count, what = write_hdf5(options.output, samples), "samples"
     else:
         count, what = write_rosbag2(options.output, samples, storage=options.storage), "messages"
-    print(f"{count} {what} written to {options.output}")
+    losses = str(recording.losses)
+    print(f"{count} {what} written to {options.output}" + (f"; not in it: {losses}" if losses else ""))
     if count and isinstance(recording, EventFile) and recording.time_offset_ns:
-        print("all stamps are 1 s later than in the input: a ROS stamp of 0 would mean that there is none")
+        seconds = recording.time_offset_ns // 1_000_000_000
+        print(f"all stamps are {seconds} s later than in the input: a ROS stamp of 0 would mean that there is none")
 
 
 def _with_progress(recording: Recording, samples: Iterator[Sample]) -> Iterator[Sample]:
@@ -220,6 +222,8 @@ def _print_recording(path: Path, as_json: bool) -> None:
     for name in ("masks", "depths", "triggers", "imu", "poses"):
         if count := getattr(summary, name):
             print(f"{count} {name}")
+    if losses := str(summary.losses):
+        print(f"not read: {losses}")
 
 
 def _make_demo_bag(options: argparse.Namespace) -> None:

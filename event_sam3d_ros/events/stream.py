@@ -22,8 +22,8 @@ from event_sam3d_ros.events.filters import EventFilter, FilterSettings
 
 # A sensor's clock and its packets' stamps agree to a few ms; further apart they are not of one stream.
 PLAUSIBLE_NS = 1_000_000_000
-_MAX_SIDE = 8192  # pixels; several times the largest event sensor
-_MAX_LOST = 100_000  # packets: more than a minute of them
+MAX_SIDE = 8192  # pixels; several times the largest event sensor
+MAX_LOST = 100_000  # packets: more than a minute of them
 
 
 @dataclass
@@ -102,20 +102,20 @@ class EventStream:
 
     def add_events(self, stamp_ns: int, frame_id: str, width: int, height: int, events: Events) -> None:
         """Take in events that are decoded already, with the stamp of their packet."""
-        _check_geometry(width, height)
+        check_geometry(width, height)
         view = EventPacketView(stamp_ns, frame_id, width, height, 0, 0, "decoded", False, memoryview(b""))
         self._add(_Packet(view, events))
 
     def _read_packet(self, cdr: bytes) -> _Packet:
         view = parse_event_packet_cdr(cdr)
-        _check_geometry(view.width, view.height)
+        check_geometry(view.width, view.height)
         if view.stamp_ns <= 0:
             raise InputError("event packet without a stamp was dropped: fill header.stamp", reason="zero_stamp")
         return _Packet(view, None)
 
     def _read_array(self, cdr: bytes) -> _Packet:
         stamp_ns, width, height, events = decode_dvs_event_array_cdr(cdr)
-        _check_geometry(width, height)
+        check_geometry(width, height)
         if len(events):
             # These events carry ROS time: their packet counts as stamped when its first event happened.
             stamp_ns = int(events.t[0]) * 1000
@@ -209,7 +209,7 @@ class EventStream:
             )
         if self._newest_ns - view.stamp_ns > BACKWARD_TOLERANCE_US * 1000:
             return BackwardTimeError("stamp of the event packets", self._newest_ns // 1000, view.stamp_ns // 1000)
-        if not -1 < view.seq - newest.seq <= _MAX_LOST:
+        if not -1 < view.seq - newest.seq <= MAX_LOST:
             return DecodeError(
                 f"the number of an event packet is {view.seq} after {newest.seq}: the driver was started again, or two "
                 "publish on this topic",
@@ -228,11 +228,11 @@ class EventStream:
         )
 
 
-def _check_geometry(width: int, height: int) -> None:
+def check_geometry(width: int, height: int) -> None:
     """Refuse a sensor without pixels, or one whose images would take all memory."""
-    if not (1 <= width <= _MAX_SIDE and 1 <= height <= _MAX_SIDE):
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise DecodeError(
-            f"event message says its sensor has {width}x{height} pixels; sides from 1 to {_MAX_SIDE} are possible: "
+            f"event message says its sensor has {width}x{height} pixels; sides from 1 to {MAX_SIDE} are possible: "
             "check the driver",
             reason="bad_geometry",
         )

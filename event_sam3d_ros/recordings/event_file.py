@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import RecordingError, RecordingWarning
+from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US
 from event_sam3d_ros.events.events import Events, Triggers, concatenate
+from event_sam3d_ros.events.stream import MAX_SIDE
+from event_sam3d_ros.recordings.losses import Losses
 from event_sam3d_ros.recordings.samples import EventChunk, Sample, TriggerChunk
 
 PACKET_US = 4000
@@ -26,14 +29,12 @@ BLOCK_ROWS = 1 << 16
 
 # Sizes of the sensors that are or were sold, the smallest first.
 SENSORS = ((128, 128), (240, 180), (304, 240), (320, 240), (346, 260), (320, 320), (640, 480), (1280, 720), (1280, 800))
-# A time that steps back by more belongs to a clock that was started again, by less to events in disorder.
-_DISORDER_US = 10_000
 _PENDING_EVENTS = 4_000_000
 # As codec_base.check_packet has it: a few events outside the sensor are noise, half of them a wrong size.
-_FEW = 8
+FEW = 8
 _UNSIZED = 1 << 16
-# Pixels; several times the largest event sensor.
-_MAX_SIDE = 8192
+# Events of damaged places that the smallest usual sensor need not hold.
+_STRAY_SHARE = 0.01
 # Microseconds that a ROS stamp can tell: its seconds have 31 bits.
 MAX_US = (1 << 31) * 1_000_000
 
@@ -46,7 +47,8 @@ class EventFile(ABC):
     ``events.t`` of the samples is the file's own time in microseconds. Stamps are that time in nanoseconds, one second
     later where the file begins before its first second, for a ROS stamp of 0 means "not set".
     ``width``, ``height``: the sensor; ``geometry_inferred``: the file does not say them, they are those of the smallest
-    usual sensor that holds all events. ``progress``: share of the file that the latest `samples` has read.
+    usual sensor that holds all events. ``progress``: share of the file that the latest `samples` has read; ``losses``:
+    what it has left out.
     """
 
     encoding: str
@@ -55,14 +57,15 @@ class EventFile(ABC):
         self.path = path
         self.progress = 0.0
         self.image_count = 0
+        self.losses = Losses()
         self._warned: set[str] = set()
         said = self._said_size()
         self.geometry_inferred = said is None
         self.width, self.height = said or self._guessed_size()
-        if max(self.width, self.height) > _MAX_SIDE:
+        if max(self.width, self.height) > MAX_SIDE:
             whose = "whose events reach over" if said is None else "that says its sensor has"
             raise RecordingError(
-                f"{path} is a file {whose} {self.width}x{self.height} pixels; sides up to {_MAX_SIDE} are possible: it "
+                f"{path} is a file {whose} {self.width}x{self.height} pixels; sides up to {MAX_SIDE} are possible: it "
                 "is damaged, or not of the kind it looks like",
                 reason="bad_geometry",
             )
@@ -72,13 +75,18 @@ class EventFile(ABC):
         return None
 
     def _guessed_size(self) -> tuple[int, int]:
-        """That of the smallest usual sensor that holds all events. Reads the file once."""
+        """That of the smallest usual sensor that holds all events; where none does, of the smallest that holds all but
+        a few, which come of damage. Reads the file once."""
         self.width = self.height = _UNSIZED
-        x = y = 0
+        x = y = count = 0
+        outside = np.zeros(len(SENSORS), np.int64)
         for events, _ in self._blocks():
             if len(events):
                 x, y = max(x, int(events.x.max())), max(y, int(events.y.max()))
-        return next((size for size in SENSORS if x < size[0] and y < size[1]), (x + 1, y + 1))
+                outside += [np.count_nonzero((events.x >= size[0]) | (events.y >= size[1])) for size in SENSORS]
+                count += len(events)
+        most = 0 if outside[-1] == 0 else _STRAY_SHARE * count
+        return next((size for size, out in zip(SENSORS, outside, strict=True) if out <= most), (x + 1, y + 1))
 
     @abstractmethod
     def _blocks(self) -> Iterator[Block]:
@@ -94,8 +102,13 @@ class EventFile(ABC):
 
     @cached_property
     def time_offset_ns(self) -> int:
-        """What stamps are later than the file's times: one second, or nothing."""
-        return NS if self._first_us() < NS // 1000 else 0
+        """What stamps are later than the file's times: the whole seconds that bring the first one to a second or more,
+        one for a file that begins at 0."""
+        losses, self.losses = self.losses, Losses()
+        try:
+            return max(0, -((self._first_us() * 1000 - NS) // NS)) * NS
+        finally:
+            self.losses = losses  # what this look at the begin left out counts when it is read
 
     @cached_property
     def start_ns(self) -> int:
@@ -111,10 +124,20 @@ class EventFile(ABC):
         return last
 
     def samples(self) -> Iterator[Sample]:
-        """All samples by ascending receive time, unless the sensor's clock was started again on the way."""
-        self.progress = 0.0
+        """All samples by ascending receive time, unless the sensor's clock was started again on the way.
+
+        What is damaged is left out, and said at the end; RecordingError where events are there but none can be read.
+        """
+        self.progress, self.losses = 0.0, Losses()
         yield from heapq.merge(self._packets(), *self._others(), key=lambda sample: sample.receive_ns)
         self.progress = 1.0
+        self.losses.check()
+        for sentence in self.losses.sentences():
+            self._say(sentence)
+        if unknown := self.losses.counts["unknown_words"]:
+            self.warn(f"has {unknown} words of no type that {self.encoding} defines: they were left out")
+        if outside := self.losses.counts["out_of_range_events"]:
+            self.warn(f"has {outside} events outside {self.width}x{self.height}: they were left out")
 
     def stamp_ns(self, t_us: int) -> int:
         """ROS stamp of a time of the file."""
@@ -122,63 +145,76 @@ class EventFile(ABC):
 
     def warn(self, sentence: str) -> None:
         """Say something about the file, once."""
+        self._say(f"{self.path} {sentence}")
+
+    def _say(self, sentence: str) -> None:
         if sentence not in self._warned:
             self._warned.add(sentence)
-            warnings.warn(RecordingWarning(f"{self.path} {sentence}"), stacklevel=3)
+            warnings.warn(RecordingWarning(sentence), stacklevel=4)
 
     def _packets(self) -> Iterator[Sample]:
         """Packets of 4 ms on a fixed grid; they are received with their last event."""
+        pending: list[Events] = []
         events, triggers = Events.empty(), Triggers.empty()
-        outside = 0
         for new, new_triggers in self._blocks():
-            self._check_times(new)
-            inside = self._on_sensor(new)
-            outside += len(new) - len(inside)
-            events = concatenate([events, inside])
             if new_triggers is not None and len(new_triggers):
                 triggers = _joined(triggers, new_triggers)
-            *finished, events = self._in_order(events)
+            if (checked := self._understood(new)) is not None:
+                pending.append(checked)
+            # Seldom enough that what is kept back is not copied for each block.
+            times = [int(t[-1]) for t in (*(part.t for part in pending), triggers.t) if len(t)]
+            first = int(events.t[0]) if len(events) else min(times, default=0)
+            if max(times, default=first) - first < 2 * BACKWARD_TOLERANCE_US and _count(pending) < _PENDING_EVENTS:
+                continue
+            *finished, events = self._in_order(concatenate([events, *pending]))
+            pending = []
             for part in finished:
                 yield from self._cut(part, Triggers.empty())
             # What the next block may still sort in before is kept back.
             newest = max([int(part.t[-1]) for part in (events, triggers) if len(part)], default=0)
-            until = (newest - _DISORDER_US) // PACKET_US * PACKET_US
+            until = (newest - BACKWARD_TOLERANCE_US) // PACKET_US * PACKET_US
             if len(events) > _PENDING_EVENTS:
                 until = int(events.t[-1]) + 1
             n, m = int(np.searchsorted(events.t, until)), int(np.searchsorted(triggers.t, until))
             yield from self._cut(events[:n], triggers[:m])
             events, triggers = events[n:], triggers[m:]
+        *finished, events = self._in_order(concatenate([events, *pending]))
+        for part in finished:
+            yield from self._cut(part, Triggers.empty())
         yield from self._cut(events, triggers)
-        if outside:
-            self.warn(f"has {outside} events outside {self.width}x{self.height}: they were left out")
 
-    def _check_times(self, events: Events) -> None:
-        if len(events) and not (-MAX_US < int(events.t.min()) and int(events.t.max()) < MAX_US):
-            raise RecordingError(
-                f"{self.path} has events from {events.t.min()} us to {events.t.max()} us, and a ROS stamp can't tell "
-                f"{MAX_US} us or more: the file is damaged, or not of the kind it looks like",
-                reason="bad_event",
-            )
-
-    def _on_sensor(self, events: Events) -> Events:
+    def _understood(self, events: Events) -> Events | None:
+        """The events of a block that are on the sensor; None for a block that makes no sense."""
+        if not len(events):
+            return events
+        first, last = int(events.t.min()), int(events.t.max())
         inside = (events.x < self.width) & (events.y < self.height)
         outside = len(events) - int(np.count_nonzero(inside))
-        if outside == 0:
-            return events
-        if outside > _FEW and 2 * outside > len(events):
-            raise RecordingError(
-                f"{self.path}: {outside} of {len(events)} events from {events.t[0]} us on are outside "
-                f"{self.width}x{self.height}: the file is damaged, or not of the kind it looks like",
-                reason="corrupt_recording",
+        if not -MAX_US < first <= last < MAX_US:
+            problem, reason = (
+                f"times from {first} us to {last} us, and a ROS stamp tells less than {MAX_US} us",
+                "event",
             )
-        return events[inside]
+        elif outside > FEW and 2 * outside > len(events):
+            problem = f"{outside} of {len(events)} events from {events.t[0]} us on outside {self.width}x{self.height}"
+            reason = "recording"
+        else:
+            self.losses.has_events = True
+            self.losses.counts["out_of_range_events"] += outside
+            return events[inside] if outside else events
+        self.leave_out(f"has {problem}: it is damaged, or not of the kind it looks like", f"corrupt_{reason}")
+        return None
+
+    def leave_out(self, problem: str, reason: str = "corrupt_recording") -> None:
+        """Count a piece of the events that makes no sense."""
+        self.losses.leave_out("corrupt_packets", RecordingError(f"{self.path} {problem}", reason=reason))
 
     def _in_order(self, events: Events) -> list[Events]:
         """``events`` cut where the clock was started again; small disorder is sorted."""
         steps = np.diff(events.t)
         if not np.any(steps < 0):
             return [events]
-        restarts = [0, *(np.flatnonzero(steps < -_DISORDER_US) + 1).tolist(), len(events)]
+        restarts = [0, *(np.flatnonzero(steps < -BACKWARD_TOLERANCE_US) + 1).tolist(), len(events)]
         if len(restarts) > 2:
             i = restarts[1]
             self.warn(
@@ -208,6 +244,10 @@ def _grid(t: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         end = begin + int(np.searchsorted(t[begin:], (int(t[begin]) // PACKET_US + 1) * PACKET_US))
         yield begin, end
         begin = end
+
+
+def _count(parts: list[Events]) -> int:
+    return sum(len(part) for part in parts)
 
 
 def _joined(first: Triggers, second: Triggers) -> Triggers:

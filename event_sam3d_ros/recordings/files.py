@@ -9,6 +9,7 @@ from typing import Protocol
 from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.recordings import aedat2, aedat4, es, hdf5, rosbag1
 from event_sam3d_ros.recordings.ecd import EcdFolder
+from event_sam3d_ros.recordings.losses import Losses
 from event_sam3d_ros.recordings.npz import NpzFile
 from event_sam3d_ros.recordings.prophesee import DatFile, RawFile, is_raw, read_header
 from event_sam3d_ros.recordings.rosbag2 import Rosbag2Recording
@@ -59,11 +60,13 @@ class Recording(Protocol):
 
     ``start_ns``, ``end_ns``: receive times of the first and the last sample (to know the last, some files are read
     once); ``width``, ``height``: the event sensor, ``geometry_inferred`` where the file does not say it; ``encoding``:
-    how the events are kept; ``progress``: share of it, 0 to 1, that the latest `samples` has read.
+    how the events are kept; ``progress``: share of it, 0 to 1, that the latest `samples` has read; ``losses``: what
+    that has left out.
     """
 
     path: Path
     progress: float
+    losses: Losses
 
     @property
     def start_ns(self) -> int: ...
@@ -118,12 +121,15 @@ def open_recording(path: str | Path) -> Recording:
             f"{path} is an {begin[2:12].decode(errors='replace')}; AEDAT 2.0 and 4.0 can be read",
             reason="unknown_encoding",
         )
-    if header or path.suffix in (".raw", ".dat"):
-        return RawFile(path) if is_raw(header) or path.suffix == ".raw" else DatFile(path)
+    if is_raw(header) or path.suffix == ".raw":
+        return RawFile(path)
     if path.suffix in (".aedat", ".aedat2"):
         return aedat2.Aedat2File(path)
-    if TextFile.recognises(path):
+    # Comments of a text may look like the header of a DAT.
+    if not DatFile.recognises(path) and TextFile.recognises(path):
         return TextFile(path)
+    if header or path.suffix == ".dat":
+        return DatFile(path)
     if path.suffix in _BAG_FILES:
         return open_rosbag2(path)
     raise RecordingError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.errors import DecodeError, RecordingError
 from event_sam3d_ros.events.events import Events, Triggers
 from event_sam3d_ros.recordings.ecf import decode_ecf
 from event_sam3d_ros.recordings.event_file import BLOCK_ROWS, FRAME_ID, Block, EventFile, events_from_columns
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _ECF = 0x8ECF
 _DSEC_SIZE, _MVSEC_SIZE = (640, 480), (346, 260)
+_T = TypeVar("_T")
 
 
 def open_hdf5(path: Path) -> EventFile:
@@ -122,7 +124,25 @@ def _check_whole(*datasets: h5py.Dataset) -> None:
             raise ValueError(f"{dataset.name} says that it has {len(dataset)} rows, but not all of them are there")
 
 
-class PropheseeHdf5(EventFile):
+class _Hdf5(EventFile):
+    """What files of all layouts have in common: a place that is damaged is left out."""
+
+    def _sound(self, name: str, read: Callable[[], _T], what: str) -> _T | None:
+        """What ``read`` gives; None, counted among the losses by ``name``, where a chunk is damaged or events make no
+        sense."""
+        try:
+            return read()
+        except (OSError, DecodeError) as error:
+            problem = RecordingError(f"{self.path} is damaged, {what}: {error}", reason="corrupt_recording")
+        except RecordingError as error:
+            if error.reason != "bad_event":
+                raise
+            problem = error
+        self.losses.leave_out(name, problem)
+        return None
+
+
+class PropheseeHdf5(_Hdf5):
     """Prophesee's layout: CD/events of x, y, p, t (usually compressed by ECF), EXT_TRIGGER/events of p, t, id."""
 
     encoding = "prophesee_hdf5"
@@ -147,20 +167,21 @@ class PropheseeHdf5(EventFile):
             step = dataset.chunks[0] if packed else BLOCK_ROWS
             for begin in range(0, length, step):
                 self.progress = begin / length
-                events = self._unpack(dataset, begin) if packed else None
-                if events is None:
-                    rows = dataset[begin : begin + step]
-                    events = events_from_columns(str(self.path), rows["t"], rows["x"], rows["y"], rows["p"])
-                yield events[: length - begin], None
+                read = partial(self._unpacked if packed else self._plain, dataset, begin, begin + step)
+                if (events := self._sound("corrupt_packets", read, f"from event {begin} on")) is not None:
+                    yield events[: length - begin], None
 
-    @staticmethod
-    def _unpack(dataset: h5py.Dataset, begin: int) -> Events | None:
-        """Events of the chunk at ``begin``; None for one that was stored as it is (the filter is optional)."""
+    def _plain(self, dataset: h5py.Dataset, begin: int, end: int) -> Events:
+        return self._of_rows(dataset[begin:end], begin)
+
+    def _unpacked(self, dataset: h5py.Dataset, begin: int, end: int) -> Events:
+        """Events of a chunk; one may be stored as it is (the filter is optional)."""
         skipped, data = dataset.id.read_direct_chunk((begin,))
-        if not skipped:
-            return decode_ecf(data)
-        rows = np.frombuffer(data, dataset.dtype)
-        return events_from_columns(dataset.file.filename, rows["t"], rows["x"], rows["y"], rows["p"])
+        return self._of_rows(np.frombuffer(data, dataset.dtype), begin) if skipped else decode_ecf(data)
+
+    def _of_rows(self, rows: np.ndarray, begin: int) -> Events:
+        where = f"{self.path}, from event {begin} on"
+        return events_from_columns(where, rows["t"], rows["x"], rows["y"], rows["p"])
 
     def _others(self) -> list[Iterator[Sample]]:
         return [self._triggers()]
@@ -178,7 +199,7 @@ class PropheseeHdf5(EventFile):
                 yield from self._cut(Events.empty(), triggers)
 
 
-class MvsecFile(EventFile):
+class MvsecFile(_Hdf5):
     """MVSEC's layout, left camera where there is one: davis/left/events (x, y, t in seconds, p), image_raw with
     image_raw_ts, and imu (acceleration, angular velocity) with imu_ts. The size is that of the pictures."""
 
@@ -205,8 +226,13 @@ class MvsecFile(EventFile):
                 raise ValueError(f"{dataset.name} has the shape {dataset.shape}, not four columns")
             for begin in range(0, len(dataset), BLOCK_ROWS):
                 self.progress = begin / len(dataset)
-                x, y, t, p = dataset[begin : begin + BLOCK_ROWS].T
-                yield events_from_columns(f"{self.path}, from event {begin} on", t, x, y, p), None
+                read = partial(self._events, dataset, begin)
+                if (events := self._sound("corrupt_packets", read, f"from event {begin} on")) is not None:
+                    yield events, None
+
+    def _events(self, dataset: h5py.Dataset, begin: int) -> Events:
+        x, y, t, p = dataset[begin : begin + BLOCK_ROWS].T
+        return events_from_columns(f"{self.path}, from event {begin} on", t, x, y, p)
 
     def _others(self) -> list[Iterator[Sample]]:
         return [self._frames(), self._imu()]
@@ -215,7 +241,9 @@ class MvsecFile(EventFile):
         with _opened(self.path) as file:
             for index in range(self.image_count):
                 stamp = self.stamp_ns(round(float(file[f"{self._camera}/image_raw_ts"][index]) * 1e6))
-                yield Frame("image", stamp, stamp, FRAME_ID, file[f"{self._camera}/image_raw"][index])
+                read = partial(file[f"{self._camera}/image_raw"].__getitem__, index)
+                if (data := self._sound("corrupt_messages", read, f"picture {index}")) is not None:
+                    yield Frame("image", stamp, stamp, FRAME_ID, data)
 
     def _imu(self) -> Iterator[Sample]:
         with _opened(self.path) as file:
@@ -229,7 +257,7 @@ class MvsecFile(EventFile):
                 yield ImuChunk(stamp, stamp, FRAME_ID, t, rows[:, :3], rows[:, 3:6])
 
 
-class Hdf5File(EventFile):
+class Hdf5File(_Hdf5):
     """DSEC's layout, alone or with what `hdf5_writer` adds: see there."""
 
     encoding = "hdf5"
@@ -260,7 +288,9 @@ class Hdf5File(EventFile):
             length = len(columns[0])
             for begin in range(0, length, BLOCK_ROWS):
                 self.progress = begin / length
-                yield self._events(columns, begin, begin + BLOCK_ROWS), None
+                read = partial(self._events, columns, begin, begin + BLOCK_ROWS)
+                if (events := self._sound("corrupt_packets", read, f"from event {begin} on")) is not None:
+                    yield events, None
 
     def _events(self, columns: list[h5py.Dataset], begin: int, end: int) -> Events:
         t, x, y, p = (column[begin:end] for column in columns)
@@ -284,11 +314,23 @@ class Hdf5File(EventFile):
                 end = int(table["end"][number])
                 if not begin < end <= length:
                     raise ValueError(f"packet {number} has the events from {begin} to {end} of {length}")
-                if end > first + len(block):
-                    block, first = self._events(columns, begin, max(end, begin + BLOCK_ROWS)), begin
                 self.progress = begin / max(length, 1)
+                if end > first + len(block):
+                    found = self._ahead(columns, begin, end)
+                    if found is None:
+                        continue
+                    block, first = found, begin
+                self.losses.has_events = True
                 times = int(table["stamp_ns"][number]), int(table["receive_ns"][number])
                 yield EventChunk(*times, frame_id, self.width, self.height, block[begin - first : end - first])
+
+    def _ahead(self, columns: list[h5py.Dataset], begin: int, end: int) -> Events | None:
+        """Events of a packet and of some behind it; of the packet alone where those behind it are damaged."""
+        try:
+            return self._events(columns, begin, max(end, begin + BLOCK_ROWS))
+        except (OSError, RecordingError):
+            read = partial(self._events, columns, begin, end)
+            return self._sound("corrupt_packets", read, f"from event {begin} on")
 
     def _others(self) -> list[Iterator[Sample]]:
         roles: tuple[Role, ...] = ("image", "mask", "depth")
@@ -303,7 +345,9 @@ class Hdf5File(EventFile):
             if f"frames/{role}" in file:
                 table = file[f"frames/{role}"]
                 for i in range(len(table["stamp_ns"])):
-                    yield Frame(role, *_times(table, i), _text(table.attrs["frame_id"]), table["data"][i])
+                    read = partial(table["data"].__getitem__, i)
+                    if (data := self._sound("corrupt_messages", read, f"{role} {i}")) is not None:
+                        yield Frame(role, *_times(table, i), _text(table.attrs["frame_id"]), data)
 
     def _calibrations(self) -> Iterator[Sample]:
         with _opened(self.path) as file:

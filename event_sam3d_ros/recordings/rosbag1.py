@@ -6,12 +6,12 @@ import struct
 from typing import Any
 
 import numpy as np
-from rosbags.rosbag1 import Reader
 
 from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.recordings.bag_messages import DVS_TYPES, EVENT_PACKET_TYPES, STANDARD_TYPES, typestore
+from event_sam3d_ros.recordings.bag_reader import SoundRosbag1Reader
 from event_sam3d_ros.recordings.rosbag2 import Rosbag2Recording
 
 MAGIC = b"#ROSBAG V2.0"
@@ -25,10 +25,7 @@ class Rosbag1Recording(Rosbag2Recording):
     _KIND = "a ROS 1 bag"
 
     def _reader(self) -> Any:
-        return Reader(self.path)
-
-    def _is_cut(self, reader: Any) -> bool:
-        return False  # the index of a ROS 1 bag is at its end: without it nothing can be read
+        return SoundRosbag1Reader(self.path)
 
     def _cdr(self, raw: bytes, kind: str) -> bytes:
         try:
@@ -36,10 +33,10 @@ class Rosbag1Recording(Rosbag2Recording):
                 return _event_packet(raw)
             if kind in DVS_TYPES:
                 return _dvs_events(raw)
-        except (struct.error, ValueError, UnicodeDecodeError) as error:
-            raise RecordingError(f"{self.path}: a {kind} can't be decoded ({error})", reason="bad_message") from error
-        # What nothing here reads may well be of a type that ROS 2 defines otherwise.
-        return bytes(typestore().ros1_to_cdr(raw, kind)) if kind in STANDARD_TYPES else b""
+            # What nothing here reads may well be of a type that ROS 2 defines otherwise.
+            return bytes(typestore().ros1_to_cdr(raw, kind)) if kind in STANDARD_TYPES else b""
+        except Exception as error:  # whatever struct, numpy, utf-8 or rosbags say
+            raise RecordingError(f"a {kind} can't be decoded ({error})", reason="bad_message") from error
 
 
 def _header(raw: bytes) -> tuple[int, str, int]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US
 from event_sam3d_ros.recordings.files import Recording
+from event_sam3d_ros.recordings.losses import Losses
 from event_sam3d_ros.recordings.samples import (
     Calibration,
     EventChunk,
@@ -21,13 +23,15 @@ from event_sam3d_ros.recordings.samples import (
 )
 
 _NS = 1_000_000_000
+_QUIET_NS = 10 * _NS
 _FOREVER_S = 4e9  # longer than ROS stamps reach
 
 
 @dataclass
 class Summary:
     """Counts of a recording. ``t_first_us``, ``t_last_us``: earliest and latest event on the sensor's clock, None
-    without events; ``duration_s``: from the first sample, or event, to the last; ``frames``: RGB or grey pictures."""
+    without events; ``duration_s``: from the first sample, or event, to the last; ``frames``: RGB or grey pictures;
+    ``losses``: what could not be read."""
 
     path: str
     encoding: str
@@ -45,10 +49,12 @@ class Summary:
     triggers: int = 0
     imu: int = 0
     poses: int = 0
+    losses: Losses = field(default_factory=Losses)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON: the losses' counts stand beside the others."""
+        counts = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "losses"}
+        return counts | self.losses.counts
 
 
 def summarize(recording: Recording) -> Summary:
@@ -63,6 +69,7 @@ def summarize(recording: Recording) -> Summary:
     if first_ns is not None and last_ns is not None:
         events_us = (summary.t_last_us or 0) - (summary.t_first_us or 0)
         summary.duration_s = max((last_ns - first_ns) / _NS, events_us / 1e6)
+    summary.losses = recording.losses
     return summary
 
 
@@ -89,8 +96,9 @@ def cut(recording: Recording, start_s: float, end_s: float) -> Iterator[Sample]:
     """The samples whose stamps lie in [start, end), seconds from the recording's first stamp.
 
     Event packets, triggers and inertial measurements are cut inside, by the sensor's time. The last calibration before
-    the piece is given with its first sample, for many recordings have a single one at their begin. RecordingError for a
-    piece with nothing in it.
+    the piece is given with its first sample, for many recordings have a single one at their begin. Reading ends where
+    all streams have passed the end by more than the disorder that is allowed. RecordingError for a piece with nothing
+    in it.
     """
     if not 0 <= start_s < end_s:
         raise RecordingError(
@@ -99,10 +107,13 @@ def cut(recording: Recording, start_s: float, end_s: float) -> Iterator[Sample]:
     begin = end = None
     is_empty = True
     calibration: Calibration | None = None
+    newest: dict[Any, Sample] = {}
     for sample in recording.samples():
         if begin is None or end is None:
             begin, end = (sample.stamp_ns + round(min(time, _FOREVER_S) * _NS) for time in (start_s, end_s))
         piece = _inside(sample, begin, end)
+        if _is_over(newest, sample, end):
+            break
         if piece is None:
             if isinstance(sample, Calibration) and sample.stamp_ns < begin:
                 calibration = sample
@@ -118,6 +129,18 @@ def cut(recording: Recording, start_s: float, end_s: float) -> Iterator[Sample]:
             f"{recording.path} has nothing from {start_s:g} s to {until}: event-sam3d info tells how long it is",
             reason="empty_piece",
         )
+
+
+def _is_over(newest: dict[Any, Sample], sample: Sample, end_ns: int) -> bool:
+    """Whether all streams are past the end. ``newest``: of each, which is brought up to date.
+
+    One of which nothing came for long has ended; of calibrations many recordings have a single one.
+    """
+    if isinstance(sample, Calibration):
+        return False
+    newest[type(sample), getattr(sample, "role", "")] = sample
+    over_ns = end_ns + BACKWARD_TOLERANCE_US * 1000
+    return all(one.stamp_ns >= over_ns or sample.receive_ns - one.receive_ns > _QUIET_NS for one in newest.values())
 
 
 def _inside(sample: Sample, begin_ns: int, end_ns: int) -> Sample | None:

@@ -15,20 +15,30 @@ from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.recordings.event_file import MAX_US, Block, EventFile
 
 BLOCK_LINES = 100_000
+_COMMENTS = ("#", "%")
+# What programs call the columns; another order or number of them is refused in words.
+_NAMES = (("t", "time", "timestamp", "ts"), ("x",), ("y",), ("p", "pol", "polarity", "on"))
 
 
 class TextFile(EventFile):
     """Lines `t x y p`, separated by blanks or commas: time in seconds, or in microseconds where all digits are whole;
-    polarity 0 or 1, or -1 and 1. Lines that begin with '#' are skipped, and a first line `width height` gives the size.
+    polarity 0 or 1, or -1 and 1. Lines at the begin that begin with '#' or '%' are skipped; behind them a line may name
+    the columns, or give the size as `width height`.
     """
 
     encoding = "text"
 
     def __init__(self, path: Path) -> None:
         with path.open(errors="replace") as file:
-            self._skip, first = _comments(file)
-        words = first.replace(",", " ").split()
+            self._skip, words = _comments(file)
         self._size = (int(words[0]), int(words[1])) if len(words) == 2 and all(w.isdecimal() for w in words) else None
+        if _names_columns(words):
+            if len(words) != 4 or any(word.lower() not in names for word, names in zip(words, _NAMES, strict=True)):
+                raise RecordingError(
+                    f"{path}:{self._skip + 1}: the columns are {' '.join(words)}; bring them into the order t x y p",
+                    reason="bad_columns",
+                )
+            self._skip += 1
         self._skip += self._size is not None
         super().__init__(path)
 
@@ -37,10 +47,10 @@ class TextFile(EventFile):
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether the first line that is no comment has two or four numbers."""
+        """Whether the first line that is no comment has two or four numbers, or names columns."""
         with path.open(errors="replace") as file:
-            words = _comments(file)[1].replace(",", " ").split()
-        return len(words) in (2, 4) and all(_is_number(word) for word in words)
+            words = _comments(file)[1]
+        return (len(words) in (2, 4) and all(_is_number(word) for word in words)) or _names_columns(words)
 
     def _blocks(self) -> Iterator[Block]:
         number, unit = self._skip + 1, 0.0
@@ -72,12 +82,18 @@ class TextFile(EventFile):
         )
 
 
-def _comments(file: TextIO) -> tuple[int, str]:
-    """Number of lines that begin with '#', and the line behind them."""
+def _comments(file: TextIO) -> tuple[int, list[str]]:
+    """Number of comments at the begin, and the words of the line behind them."""
     count = 0
-    while (line := file.readline(1000)).startswith("#"):
+    while (line := file.readline(1000)).startswith(_COMMENTS):
         count += line.endswith("\n")
-    return count, line
+    return count, line.replace(",", " ").split()
+
+
+def _names_columns(words: list[str]) -> bool:
+    """Whether the words of a line are names of columns, in whatever order."""
+    said = {word.lower() for word in words}
+    return {"x", "y"} <= said and not said.isdisjoint(_NAMES[0]) and not any(_is_number(word) for word in words)
 
 
 def _is_number(word: str) -> bool:

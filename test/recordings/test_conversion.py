@@ -242,3 +242,35 @@ def test_a_cut_file_is_converted_with_one_warning(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("event-sam3d convert: warning: ") == 1 and "it is cut; what is whole was read" in said
     assert "Traceback" not in said
+
+
+def test_cut_reads_no_further_than_it_must(tmp_path, monkeypatch):
+    """Of 10 s: what comes behind the end by more than the disorder that is allowed is not read."""
+    monkeypatch.setattr("event_sam3d_ros.recordings.prophesee.BLOCK_BYTES", 4096)
+    events = make_events(20_000)
+    events = Events(5_000_000 + 250 * (events.t - 5_000_000), events.x, events.y, events.p)
+    write_rosbag2(tmp_path / "bag", open_recording(write_dat(tmp_path / "a.dat", events)).samples())
+    begin = int(events.t[0])
+    for name in ("a.dat", "bag"):
+        recording = open_recording(tmp_path / name)
+        piece = events_of(list(cut(recording, 1.0, 2.0)))
+        assert_equal(piece, events[(events.t >= begin + 1_000_000) & (events.t < begin + 2_000_000)])
+        assert 0.1 < recording.progress < 0.3
+
+
+def test_cut_waits_for_streams_that_lag(tmp_path):
+    """Pictures that come 3 s after the events of their time are in the piece, and those of a single moment hold up
+    nothing."""
+    samples = make_samples()
+    late = [sample for sample in samples if isinstance(sample, Frame)]
+    late = [replace(sample, receive_ns=sample.receive_ns + 3000 * MS) for sample in late]
+    others = [sample for sample in samples if isinstance(sample, EventChunk)]
+    events = [replace(s, stamp_ns=s.stamp_ns + k * 1000 * MS, receive_ns=s.receive_ns + k * 1000 * MS)
+              for k in range(30) for s in others]  # fmt: skip
+    once = [sample for sample in samples if isinstance(sample, Pose)][:1]
+    everything = sorted([*late, *events, *once], key=lambda sample: sample.receive_ns)
+    write_rosbag2(tmp_path / "bag", everything)
+    recording = open_recording(tmp_path / "bag")
+    piece = list(cut(recording, 0.0, 0.5))
+    assert sum(isinstance(sample, Frame) for sample in piece) == len(late)
+    assert recording.progress < 0.6

@@ -243,6 +243,25 @@ def test_lines_of_text(tmp_path, text, t):
     assert (recording.width, recording.geometry_inferred) == ((240, False) if "180" in text else (128, True))
 
 
+@pytest.mark.parametrize(
+    "head", ["% t x y p\n% of a simulator\n", "% Version 2\n", "t,x,y,p\n", "# a\ntimestamp x y polarity\n"]
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.dat"])
+def test_text_behind_a_head_of_any_kind(tmp_path, head, name):
+    (tmp_path / name).write_text(head + "0.000001 1 2 1\n0.5 3 4 0\n")
+    recording = open_recording(tmp_path / name)
+    assert recording.encoding == "text" and events_of(recording.samples()).t.tolist() == [1, 500_000]
+
+
+def test_text_with_columns_in_another_order_is_refused_in_words(tmp_path):
+    (tmp_path / "a.csv").write_text("# made by hand\nx,y,polarity,timestamp\n1,2,1,5\n")
+    with pytest.raises(
+        RecordingError, match="a.csv:2: the columns are x y polarity timestamp; bring them into"
+    ) as error:
+        open_recording(tmp_path / "a.csv")
+    assert error.value.reason == "bad_columns"
+
+
 def test_arrays_of_other_types(tmp_path):
     columns = {"x": np.array([1.0, 2.0]), "y": np.array([3, 4], np.int32), "p": np.array([-1, 1], np.int8)}
     for t, expected in (([0.5, 0.75], [500_000, 750_000]), ([5.0, 6.0], [5, 6])):
@@ -358,6 +377,7 @@ def test_damaged_files_never_do_more_than_raise(name, written):
 
 def test_times_that_begin_again_are_kept_and_said(tmp_path):
     events = make_events(100)
+    events = Events(5_000_000 + 10 * (events.t - 5_000_000), events.x, events.y, events.p)
     twice = Events(*(np.tile(getattr(events, name), 2) for name in "txyp"))
     recording = open_recording(write_dat(tmp_path / "a.dat", twice))
     with pytest.warns(RecordingWarning, match="run backwards, from"):
@@ -376,7 +396,7 @@ def test_small_disorder_is_sorted(tmp_path):
 def test_small_disorder_is_sorted_across_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr("event_sam3d_ros.recordings.prophesee.BLOCK_BYTES", 8 * 10)
     events = make_events(400)
-    late = Events(events.t + 9_000 * (np.arange(400) % 10 == 9), events.x, events.y, events.p)
+    late = Events(events.t + 41_000 * (np.arange(400) % 10 == 9), events.x, events.y, events.p)  # EVT3's bit noise
     found = events_of(open_recording(write_dat(tmp_path / "a.dat", late)).samples())
     np.testing.assert_array_equal(found.t, np.sort(late.t))
 

@@ -1,0 +1,56 @@
+"""What a reading of a recording left out because it can't be read or understood."""
+
+from __future__ import annotations
+
+from event_sam3d_ros.errors import RecordingError
+
+_WORDS = {
+    "lost_packets": "lost event packets",
+    "corrupt_packets": "corrupt event packets",
+    "corrupt_messages": "corrupt messages",
+    "missing_messages": "unreadable messages",
+    "unknown_words": "unknown words",
+    "out_of_range_events": "events outside the sensor",
+}
+# So many packets that make no sense, and none that does: the rest won't either.
+_HOPELESS = 1000
+
+
+class Losses:
+    """Counts by name, all 0 for a recording in order.
+
+    lost_packets         event packets that a bag lacks, by gaps of seq
+    corrupt_packets      event packets of a bag, or pieces of a file's events, that can't be understood
+    corrupt_messages     other messages of a bag that can't be understood
+    missing_messages     messages that a bag announces, but that can't be read
+    unknown_words        words of no type that the encoding defines
+    out_of_range_events  events outside the sensor
+    """
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(_WORDS, 0)
+        self.has_events = False
+        self._first: dict[str, RecordingError] = {}
+
+    def leave_out(self, name: str, error: RecordingError, count: int = 1) -> None:
+        """Count something that can't be used. Raises the first such error where nothing can."""
+        self._first.setdefault(name, error)
+        self.counts[name] += count
+        if name == "corrupt_packets" and self.counts[name] >= _HOPELESS:
+            self.check()
+
+    def check(self) -> None:
+        """Raises the first error where there were events, but none that can be understood."""
+        if self.counts["corrupt_packets"] and not self.has_events:
+            raise self._first["corrupt_packets"]
+
+    def sentences(self) -> list[str]:
+        """For each kind of thing that can't be used: what is wrong with the first, and how many there are."""
+        return [
+            f"{error} (the first of {self.counts[name]} {_WORDS[name]}: they were left out)"
+            for name, error in self._first.items()
+        ]
+
+    def __str__(self) -> str:
+        """Counts in words, empty where nothing was left out."""
+        return ", ".join(f"{count} {_WORDS[name]}" for name, count in self.counts.items() if count)

@@ -1,0 +1,314 @@
+"""Recordings that are damaged in one place: the rest is read, and what is lost is counted and said once."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from rosbags.rosbag1 import Writer as Rosbag1Writer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import (  # noqa: E402
+    HEIGHT,
+    WIDTH,
+    assert_equal,
+    events_of,
+    write_dat,
+    write_prophesee_hdf5,
+    write_raw,
+    write_rosbag1,
+)
+from test_recordings import make_samples as make_all_kinds  # noqa: E402
+from test_recordings import write_packets  # noqa: E402
+
+from event_sam3d_ros.cli import main  # noqa: E402
+from event_sam3d_ros.errors import RecordingError, RecordingWarning  # noqa: E402
+from event_sam3d_ros.events.codecs import make_encoder  # noqa: E402
+from event_sam3d_ros.events.events import Events  # noqa: E402
+from event_sam3d_ros.recordings.files import EventChunk, open_recording, write_rosbag2  # noqa: E402
+from event_sam3d_ros.recordings.hdf5_writer import write_hdf5  # noqa: E402
+
+SECOND = 1_000_000_000
+
+
+def make_events(count: int, span_us: int = 200_000) -> Events:
+    """Sorted events in random order of place, from 5 s on."""
+    rng = np.random.default_rng(0)
+    t = np.sort(rng.integers(0, span_us, count)) + 5_000_000
+    x, y = rng.integers(0, WIDTH, count).astype(np.uint16), rng.integers(0, HEIGHT, count).astype(np.uint16)
+    return Events(t, x, y, rng.integers(0, 2, count).astype(np.uint8))
+
+
+def read(path: Path) -> tuple[Events, dict[str, int], list[str]]:
+    """Events, losses and warnings."""
+    recording = open_recording(path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        events = events_of(list(recording.samples()))
+    return events, recording.losses.counts, [str(one.message) for one in said]
+
+
+def rows(events: Events) -> set[tuple[int, ...]]:
+    return set(zip(*(getattr(events, name).tolist() for name in "txyp"), strict=True))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["evt2", "evt21", "evt3"])
+@pytest.mark.parametrize("header", [True, False])
+def test_a_raw_file_goes_on_behind_damage(tmp_path: Path, encoding: str, header: bool) -> None:
+    """Also where the size is inferred. Times behind it are right: those in the damage do not count."""
+    events = make_events(60_000)
+    path = write_raw(
+        tmp_path / "a.raw", events, encoding, None if header else f"% evt {encoding[3]}.{encoding[4:] or 0}\n"
+    )
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2 // 8 * 8
+    for seed in range(3):
+        data[middle : middle + 2048] = np.random.default_rng(seed).bytes(2048)
+        path.write_bytes(data)
+        found, losses, said = read(path)
+        assert len(rows(events) - rows(found)) < 2500 and len(rows(found) - rows(events)) < 100
+        assert found.t[0] == events.t[0] and found.t[-1] == events.t[-1]
+        assert 3 <= losses["corrupt_packets"] <= 6
+        (sentence, *_) = said
+        assert str(path) in sentence and "is damaged at byte" in sentence
+        assert f"the first of {losses['corrupt_packets']} corrupt event packets: they were left out" in sentence
+
+
+@pytest.mark.parametrize("header", [f"% Height {HEIGHT}\n% Version 2\n% Width {WIDTH}\n", "% Version 2\n"])
+def test_a_dat_file_goes_on_behind_damage(tmp_path: Path, header: str) -> None:
+    events = make_events(60_000)
+    path = write_dat(tmp_path / "a.dat", events, header)
+    data = bytearray(path.read_bytes())
+    for seed in range(3):
+        data[200_000:202_048] = np.random.default_rng(seed).bytes(2048)
+        path.write_bytes(data)
+        found, losses, said = read(path)
+        assert len(rows(events) - rows(found)) <= 320 and len(rows(found) - rows(events)) < 5
+        assert found.t[-1] == events.t[-1]
+        assert 3 <= losses["corrupt_packets"] <= 6 and "is damaged at byte" in said[0]
+
+
+def test_a_chunk_of_a_prophesee_hdf5_is_left_out(tmp_path: Path) -> None:
+    events = make_events(1280)
+    path = write_prophesee_hdf5(tmp_path / "a.hdf5", events)
+    with h5py.File(path, "r+") as file:
+        file["CD/events"].id.write_direct_chunk((256,), bytes(range(40)))
+    found, losses, said = read(path)
+    keep = np.ones(1280, bool)
+    keep[256:384] = False
+    assert_equal(found, events[keep])
+    assert losses["corrupt_packets"] == 1 and len(said) == 1 and "from event 256 on" in said[0]
+
+
+@pytest.mark.parametrize("kind", ["plain", "packets"])
+def test_a_chunk_of_a_compressed_hdf5_is_left_out(tmp_path: Path, kind: str) -> None:
+    events = make_events(300_000)
+    path = tmp_path / "a.h5"
+    if kind == "packets":
+        parts = [events[begin : begin + 1000] for begin in range(0, 300_000, 1000)]
+        stamps = [int(part.t[0]) * 1000 for part in parts]
+        write_hdf5(path, [EventChunk(s, s, "", WIDTH, HEIGHT, p) for s, p in zip(stamps, parts, strict=True)])
+    else:
+        with h5py.File(path, "w") as file:
+            for name in "txyp":
+                options = {"chunks": (1 << 15,), "compression": "gzip"}
+                file.create_dataset(f"events/{name}", data=getattr(events, name), **options)
+    with h5py.File(path, "r+") as file:
+        file["events/t"].id.write_direct_chunk((1 << 16,), b"damage" * 100)
+    found, losses, said = read(path)
+    assert rows(found) < rows(events) and 300_000 - len(found) <= 1 << 16
+    if kind == "packets":  # no more is lost than the packets that reach into the chunk
+        assert len(found) == 300_000 - 34_000 and losses["corrupt_packets"] == 34
+    assert len(said) == 1 and "is damaged, from event 6" in said[0]
+
+
+def test_a_file_of_which_nothing_can_be_read_is_one_error(tmp_path: Path) -> None:
+    for name, header in (("a.raw", b"% evt 3.0\n% geometry 640x480\n"), ("b.raw", b"% evt 3.0\n")):
+        (tmp_path / name).write_bytes(header + np.random.default_rng(0).bytes(1 << 20))
+        with pytest.raises(RecordingError, match=f"{name} is damaged at byte .* or is not evt3") as error:
+            list(open_recording(tmp_path / name).samples())
+        assert error.value.reason == "corrupt_recording"
+    path = write_prophesee_hdf5(tmp_path / "a.hdf5", make_events(100))
+    with h5py.File(path, "r+") as file:
+        file["CD/events"].id.write_direct_chunk((0,), bytes(range(40)))
+    with pytest.raises(RecordingError, match="is damaged, from event 0 on"):
+        list(open_recording(path).samples())
+
+
+# --- bags ------------------------------------------------------------------------------------------------------------
+
+
+def packets(count: int = 12) -> tuple[list[dict[str, Any]], list[Events]]:
+    """Packets of EVT3 that depend on each other for the upper part of their times, and their events."""
+    events = make_events(100 * count)
+    encoder = make_encoder("evt3", WIDTH, HEIGHT)
+    parts = [events[begin : begin + 100] for begin in range(0, 100 * count, 100)]
+    size = {"width": WIDTH, "height": HEIGHT}
+    return [{"payload": encoder.encode(part)[0], **size} for part in parts], parts
+
+
+DAMAGE: dict[str, dict[str, Any]] = {
+    "payload": {"payload": b"abc"},
+    "words": {"payload": bytes.fromhex("00b0 00c0") * 50},
+    "size": {"width": 99999},
+    "other size": {"height": HEIGHT + 64},
+    "encoding": {"encoding": "evt9"},
+    "other encoding": {"encoding": "evt2"},
+    "number": {"seq": 1 << 60},
+    "byte order": {"is_bigendian": True},
+}
+
+
+@pytest.mark.parametrize("place", [0, 5, 11])
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_bag_goes_on_behind_a_corrupt_packet(tmp_path: Path, what: str, place: int) -> None:
+    made, parts = packets()
+    made[place] |= DAMAGE[what]
+    write_packets(tmp_path / "bag", made)
+    if place == 0 and what in ("other size", "number"):
+        return  # a stream that begins so can't be told from one that begins anew
+    if place == 11 and what in ("other size", "number"):
+        assert rows(read(tmp_path / "bag")[0]) >= rows(events_of_parts(parts, place))
+        return
+    found, losses, said = read(tmp_path / "bag")
+    assert_equal(found, events_of_parts(parts, place))
+    assert (losses["corrupt_packets"], losses["lost_packets"]) == (1, 0)
+    assert len(said) == 1 and f"bag: /event_camera/events at 1.{place:03d}000 s: " in said[0]
+    assert "the first of 1 corrupt event packets" in said[0]
+
+
+def events_of_parts(parts: list[Events], without: int) -> Events:
+    kept = [part for number, part in enumerate(parts) if number != without]
+    return Events(*(np.concatenate([getattr(part, name) for part in kept]) for name in "txyp"))
+
+
+def test_a_bag_whose_packets_all_make_no_sense_is_one_error(tmp_path: Path) -> None:
+    for name, change in (("cut", {"payload": b"abc"}), ("unknown", {"encoding": "evt4"}), ("size", {"width": 0})):
+        write_packets(tmp_path / name, [packet | change for packet in packets()[0]])
+        with pytest.raises(RecordingError, match=f"{name}: /event_camera/events at 1.000000 s: "):
+            recording = open_recording(tmp_path / name)
+            list(recording.samples())
+            assert recording.width
+
+
+def test_a_stream_of_another_size_that_lasts_is_read(tmp_path: Path) -> None:
+    made, parts = packets()
+    other, more = packets()
+    write_packets(tmp_path / "bag", made + [packet | {"height": HEIGHT + 64} for packet in other])
+    found, losses, _ = read(tmp_path / "bag")
+    assert len(found) == 2400 and losses["corrupt_packets"] == 0
+
+
+def test_unknown_words_of_a_bag_are_counted(tmp_path: Path) -> None:
+    made, parts = packets()
+    made[3]["payload"] += bytes.fromhex("00b0 00c0")
+    write_packets(tmp_path / "bag", made)
+    found, losses, said = read(tmp_path / "bag")
+    assert len(found) == 1200 and losses["unknown_words"] == 2
+    assert said == [
+        f"{tmp_path / 'bag'}: /event_camera/events has 2 words of no type that its encoding defines: they were left out"
+    ]
+
+
+def test_a_chunk_of_an_mcap_is_left_out(tmp_path: Path) -> None:
+    events = make_events(900_000)
+    parts = [events[begin : begin + 10_000] for begin in range(0, 900_000, 10_000)]
+    stamps = [int(part.t[0]) * 1000 for part in parts]
+    write_rosbag2(
+        tmp_path / "bag", [EventChunk(s, s, "", WIDTH, HEIGHT, p) for s, p in zip(stamps, parts, strict=True)]
+    )
+    file = tmp_path / "bag" / "bag.mcap"
+    data = bytearray(file.read_bytes())
+    begin = data.index(bytes.fromhex("28b52ffd"), len(data) // 2)  # zstd's mark
+    data[begin : begin + 64] = bytes(64)
+    file.write_bytes(data)
+    found, losses, said = read(tmp_path / "bag")
+    lost = losses["missing_messages"]
+    assert 10 < lost < 60 and len(found) == 10_000 * (90 - lost) and rows(found) < rows(events)
+    assert losses["lost_packets"] == lost  # their numbers are missing, too
+    assert f"announces 90 messages, but {90 - lost} can be read (" in said[0]
+
+
+def test_a_chunk_of_a_ros1_bag_is_left_out(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        bag = Rosbag1Writer(path)
+        bag.set_compression(Rosbag1Writer.CompressionFormat.BZ2)
+        with bag as writer:
+            topic = writer.add_connection("/dvs/events", "dvs_msgs/msg/EventArray", msgdef="# none", md5sum=32 * "0")
+            events = make_events(300_000)
+            for begin in range(0, 300_000, 1000):
+                part = events[begin : begin + 1000]
+                table = np.empty(1000, [("x", "<u2"), ("y", "<u2"), ("sec", "<u4"), ("nsec", "<u4"), ("p", "u1")])
+                table["x"], table["y"], table["p"] = part.x, part.y, part.p
+                table["sec"], table["nsec"] = part.t // 1_000_000, part.t % 1_000_000 * 1000
+                header = struct.pack("<IIII", 7, 5, 0, 3) + b"dvs" + struct.pack("<III", HEIGHT, WIDTH, 1000)
+                writer.write(topic, int(part.t[-1]) * 1000, header + table.tobytes())
+
+    write(tmp_path / "a.bag")
+    data = bytearray((tmp_path / "a.bag").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    (tmp_path / "a.bag").write_bytes(data)
+    found, losses, said = read(tmp_path / "a.bag")
+    lost = losses["missing_messages"]
+    assert 10 < lost < 200 and len(found) == 1000 * (300 - lost)
+    assert len(said) == 1 and f"announces 300 messages, but {300 - lost} can be read (" in said[0]
+
+
+def test_a_corrupt_message_of_a_ros1_bag_is_left_out(tmp_path: Path) -> None:
+    path = write_rosbag1(tmp_path / "a.bag", make_events(1000))
+    data = bytearray(path.read_bytes())
+    # The number of events of the third message.
+    count = struct.pack("<III", HEIGHT, WIDTH, 100)
+    place = [i for i in range(len(data)) if data.startswith(count, i)][2]
+    data[place + 8 : place + 12] = struct.pack("<I", 10**6)
+    path.write_bytes(data)
+    found, losses, said = read(path)
+    assert len(found) == 900 and losses["corrupt_packets"] == 1
+    assert len(said) == 1 and f"{path}: /dvs/events at 5." in said[0] and "can't be decoded" in said[0]
+
+
+def test_a_corrupt_picture_is_left_out(tmp_path: Path) -> None:
+    samples = make_all_kinds()
+    write_rosbag2(tmp_path / "bag", samples, storage="sqlite3")
+    file = next((tmp_path / "bag").glob("*.db3"))
+    data = file.read_bytes()
+    assert data.count(b"rgb8") == 1
+    file.write_bytes(data.replace(b"rgb8", b"rgb9"))
+    recording = open_recording(tmp_path / "bag")
+    with pytest.warns(RecordingWarning, match="the first of 1 corrupt messages"):
+        assert len(list(recording.samples())) == len(samples) - 1
+    assert recording.losses.counts["corrupt_messages"] == 1
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_info_and_convert_tell_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made, _ = packets()
+    made[3]["payload"] += bytes.fromhex("00b0 00c0")
+    made[5]["payload"] = b"abc"
+    del made[7]
+    for number, packet in enumerate(made):
+        packet["seq"] = number + (number >= 7)
+    write_packets(tmp_path / "bag", made)
+    assert main(["info", str(tmp_path / "bag"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = {"corrupt_packets": 1, "lost_packets": 1, "unknown_words": 2, "corrupt_messages": 0, "events": 1000}
+    assert {name: found[name] for name in expected} == expected
+    assert main(["info", str(tmp_path / "bag")]) == 0
+    assert "not read: 1 lost event packets, 1 corrupt event packets, 2 unknown words" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "bag"), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "10 messages written to" in said.out
+    assert "; not in it: 1 lost event packets, 1 corrupt event packets, 2 unknown words\n" in said.out
+    assert said.err.count("corrupt event packets") == 1
