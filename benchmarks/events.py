@@ -61,7 +61,7 @@ Step = Callable[[], Any]
 class Row:
     """One line of the table: ``amount`` of events per run; the other sides, or why one is missing, by name.
 
-    ``reads``: the results are events, of which all sides must give the same number.
+    ``reads``: the results are events, or their number, which must be the same for all sides.
     """
 
     name: str
@@ -111,6 +111,10 @@ def payload_of_bag(path: Path) -> bytes:
     return b"".join(parse_event_packet_cdr(cdr).payload for cdr in packets)
 
 
+def count_recording(path: Path) -> int:
+    return sum(len(sample.events) for sample in open_recording(path).samples() if isinstance(sample, EventChunk))
+
+
 def events_of(path: Path) -> list[Events]:
     return [sample.events for sample in open_recording(path).samples() if isinstance(sample, EventChunk)]
 
@@ -140,15 +144,21 @@ def imported(name: str) -> Any:
         return None
 
 
-def file_readers(path: Path, encoding: str) -> dict[str, Step | str]:
-    faery, expelliarmus, evlib = (imported(name) for name in ("faery", "expelliarmus", "evlib"))
+def whole_file_readers(path: Path, encoding: str) -> dict[str, Step | str]:
+    """Those that give all events of a file in one piece."""
+    expelliarmus, evlib = imported("expelliarmus"), imported("evlib")
     return {
-        "faery": (lambda: list(faery.events_stream_from_file(path))) if faery else "not installed",
         "expelliarmus": (lambda: expelliarmus.Wizard(encoding=encoding).read(path))
         if expelliarmus
         else "not installed",
         "evlib": (lambda: evlib.load_events(str(path), sort=False).collect()) if evlib else "not installed",
     }
+
+
+def stream_readers(path: Path) -> dict[str, Step | str]:
+    """Those that give a file's events packet by packet; the packets are counted and dropped."""
+    faery = imported("faery")
+    return {"faery": (lambda: sum(map(len, faery.events_stream_from_file(path)))) if faery else "not installed"}
 
 
 def event_sam3d_steps(folder: Path | None, events: Events) -> dict[str, Step | str]:
@@ -185,18 +195,52 @@ def tonic_steps(events: Events) -> dict[str, Step | str]:
 # The rows
 
 
-def decode_all(payload: bytes, encoding: str, size: tuple[int, int] = HD) -> list[Events]:
-    decoder = make_decoder(encoding, *size)
-    return [decoder.decode(payload[i : i + PACKET_BYTES]) for i in range(0, len(payload), PACKET_BYTES)]
+def decode(payload: bytes, encoding: str) -> Events:
+    return make_decoder(encoding, *HD).decode(payload)
+
+
+def count_packets(payload: bytes, encoding: str) -> int:
+    """Decode packet by packet, as they come from a camera: none is kept."""
+    decoder, packets = make_decoder(encoding, *HD), memoryview(payload)
+    return sum(len(decoder.decode(packets[i : i + PACKET_BYTES])) for i in range(0, len(payload), PACKET_BYTES))
+
+
+def decode_rows(what: str, payload: bytes, encoding: str, path: Path, goals: tuple[str, str]) -> list[Row]:
+    count = len(decode(payload, encoding))
+    return [
+        Row(
+            f"{what}: decode in one piece",
+            count,
+            lambda: decode(payload, encoding),
+            whole_file_readers(path, encoding),
+            goals[0],
+            reads=True,
+        ),
+        Row(
+            f"{what}: decode packet by packet",
+            count,
+            lambda: count_packets(payload, encoding),
+            stream_readers(path),
+            goals[1],
+            reads=True,
+        ),
+        Row(
+            f"{what}: `open_recording`, sorted",
+            count,
+            lambda: count_recording(path),
+            stream_readers(path),
+            reads=True,
+        ),
+    ]
 
 
 def payload_to_tencode(payload: bytes, bounds: list[int]) -> None:
     """From packets to images, one for each pair of neighbouring bounds."""
     decoder, buffer = make_decoder("evt3", *HD), EventBuffer(int(np.diff(bounds).max()) + 100_000)
-    windows = itertools.pairwise(bounds)
+    windows, packets = itertools.pairwise(bounds), memoryview(payload)
     t0, t1 = next(windows)
     for i in range(0, len(payload), PACKET_BYTES):
-        buffer.append(decoder.decode(payload[i : i + PACKET_BYTES]))
+        buffer.append(decoder.decode(packets[i : i + PACKET_BYTES]))
         while buffer.t_last is not None and buffer.t_last >= t1:
             tencode(buffer.window(t0, t1), t0, t1, *HD)
             if t1 == bounds[-1]:
@@ -205,24 +249,16 @@ def payload_to_tencode(payload: bytes, bounds: list[int]) -> None:
 
 
 def evt3_rows(name: str, payload: bytes, folder: Path) -> list[Row]:
-    count = sum(len(events) for events in decode_all(payload, "evt3"))
     words = np.frombuffer(payload, "<u2")
-    payload = repeat_words(words, words >> 12 == 8, 12, -(-FILE_EVENTS // count)).tobytes()
-    events = concatenate(decode_all(payload, "evt3"))
+    times_over = -(-FILE_EVENTS // len(decode(payload, "evt3")))
+    payload = repeat_words(words, words >> 12 == 8, 12, times_over).tobytes()
+    events = decode(payload, "evt3")
     path = raw_file(folder, f"{name}.raw", "% evt 3.0\n% format EVT3;height=720;width=1280", payload)
     times = np.maximum.accumulate(events.t)
     bounds = np.unique(times[::WINDOW_EVENTS]).tolist()
     what = f"EVT3 1280x720, {name} ({len(payload) / len(events):.1f} bytes per event)"
     return [
-        Row(
-            f"{what}: decode",
-            len(events),
-            lambda: decode_all(payload, "evt3"),
-            file_readers(path, "evt3"),
-            "1x faery, 1.5x expelliarmus",
-            reads=True,
-        ),
-        Row(f"{what}: `open_recording`", len(events), lambda: events_of(path)),
+        *decode_rows(what, payload, "evt3", path, ("1.5x expelliarmus", "1x faery")),
         Row(
             f"{what}: payload to Tencode, {(bounds[1] - bounds[0]) / 1000:.0f} ms windows",
             int(np.searchsorted(times, bounds[-1])),
@@ -232,20 +268,12 @@ def evt3_rows(name: str, payload: bytes, folder: Path) -> list[Row]:
     ]
 
 
-def evt2_row(payload: bytes, folder: Path) -> Row:
-    count = sum(len(events) for events in decode_all(payload, "evt2"))
+def evt2_rows(payload: bytes, folder: Path) -> list[Row]:
     words = np.frombuffer(payload, "<u4")
-    payload = repeat_words(words, words >> 28 == 8, 28, -(-FILE_EVENTS // count)).tobytes()
+    times_over = -(-FILE_EVENTS // len(decode(payload, "evt2")))
+    payload = repeat_words(words, words >> 28 == 8, 28, times_over).tobytes()
     path = raw_file(folder, "evt2.raw", "% evt 2.0\n% format EVT2;height=720;width=1280", payload)
-    count = sum(len(events) for events in decode_all(payload, "evt2"))
-    return Row(
-        "EVT2: decode",
-        count,
-        lambda: decode_all(payload, "evt2"),
-        file_readers(path, "evt2"),
-        "2x expelliarmus",
-        reads=True,
-    )
+    return decode_rows("EVT2", payload, "evt2", path, ("2x expelliarmus", "1x faery"))
 
 
 def image_rows(events: Events, event_sam3d: Path | None) -> list[Row]:
@@ -371,7 +399,7 @@ def line(row: Row, runs: int) -> str:
             missing[name] = f"fails: {type(error).__name__}"
             del steps[name]
             continue
-        if found is None or row.reads and sum(map(len, found if isinstance(found, list) else [found])) != row.amount:
+        if found is None or row.reads and (found if isinstance(found, int) else len(found)) != row.amount:
             missing[name] = "does not read it, or gives another number of events"
             del steps[name]
     ours, *theirs = medians([row.ours, *steps.values()], runs)
@@ -401,7 +429,8 @@ def main() -> None:
         rows = evt3_rows("sparse", hd_payload, folder)
         if options.evt3:
             rows = evt3_rows("dense", payload_of_raw(options.evt3), folder) + rows
-        rows += [evt2_row(payload_of_raw(data / "raw" / "evt2.raw"), folder), *image_rows(vga, options.event_sam3d)]
+        rows += evt2_rows(payload_of_raw(data / "raw" / "evt2.raw"), folder)
+        rows += image_rows(vga, options.event_sam3d)
         for row in rows:
             print(line(row, options.runs), flush=True)
     whole, decoding = packet_cost(vga[:300_000], options.runs)
