@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import re
 import select
 import shutil
 import struct
@@ -25,6 +26,8 @@ from event_sam3d_ros.recordings.samples import Frame, ImuChunk, Sample
 MAGIC = b"#!AER-DAT4.0"
 _BEGIN = 14  # the magic line
 _MOST_STREAMS = 1000
+# In the header's XML: the number of the first stream of frames.
+_FRAMES = re.compile(rb'outInfo/(\d+)/">(?:(?!<node).)*?"typeIdentifier"[^>]*>FRME<', re.DOTALL)
 # Seconds without an answer after which dv-processing is given up. A batch takes milliseconds; to open a large file
 # without a table of contents takes long.
 PATIENCE_S = 60.0
@@ -59,7 +62,7 @@ class Aedat4File(EventFile):
         super().__init__(path)
         if self._folder is not None:
             self.warn("is cut: its table of contents is missing; what is whole was read")
-        self.image_count = self._info["images"]
+        self.image_count = self._count_frames() if "frames" in self._info["streams"] else 0
 
     def _read(self, stream: str) -> Iterator[Any]:
         """What `aedat4_process` gives of a stream; RecordingError for what dv-processing can't read."""
@@ -97,7 +100,9 @@ class Aedat4File(EventFile):
             raise self._broken(error) from error
         try:
             with self.path.open("rb") as file:
-                place, end = _table_position(file.read(4096)), _end_of_packets(file)
+                place = _table_position(file.read(4096))
+                _header(file)
+                end = max((position for _, position in _packets(file)), default=file.tell())
         except struct.error:
             raise self._broken(error) from error
         if place == 0:
@@ -110,6 +115,17 @@ class Aedat4File(EventFile):
             file.write(struct.pack("<q", -1))
             file.truncate(end)
         return copy
+
+    def _count_frames(self) -> int:
+        """Packets of the stream of frames, each of which has one; dv-processing would decode them all."""
+        with self._readable.open("rb") as file:
+            place = _table_position(file.read(4096))
+            match = _FRAMES.search(_header(file))
+            begin = file.tell()
+            file.seek(place)
+            (end,) = struct.unpack("<q", file.read(8)) if place else (-1,)
+            file.seek(begin)
+            return sum(stream == int(match[1]) for stream, at in _packets(file) if end < 0 or at <= end) if match else 0
 
     def _said_size(self) -> tuple[int, int] | None:
         size: tuple[int, int] | None = self._info["size"]
@@ -133,10 +149,10 @@ class Aedat4File(EventFile):
         return [read() for name, read in readers.items() if name in self._info["streams"]]
 
     def _frames(self) -> Iterator[Sample]:
-        for t, pixels in self._read("frames"):
+        for t, exposure_us, pixels in self._read("frames"):
             pixels = pixels if pixels.ndim == 2 else pixels[..., 2::-1]  # BGR(A) -> RGB
             stamp = self.stamp_ns(t)
-            yield Frame("image", stamp, stamp, FRAME_ID, np.ascontiguousarray(pixels))
+            yield Frame("image", stamp, stamp, FRAME_ID, np.ascontiguousarray(pixels), exposure_us * 1000)
 
     def _imu(self) -> Iterator[Sample]:
         for rows in self._read("imu"):
@@ -149,7 +165,7 @@ class Aedat4File(EventFile):
             edges = [(t, *_EDGES[kind]) for t, kind in batch if kind in _EDGES]
             t, number, p = (np.array(column) for column in zip(*edges, strict=True)) if edges else ((),) * 3
             triggers = Triggers(np.array(t, np.int64), np.array(number, np.uint8), np.array(p, np.uint8))
-            yield from self._cut(Events.empty(), triggers)
+            yield from self._cut([], triggers)
 
 
 def _receive(pipe: int, size: int) -> bytes:
@@ -176,18 +192,24 @@ def _table_position(header: bytes) -> int:
     return place if place > table else 0
 
 
-def _end_of_packets(file: BinaryIO) -> int:
-    """Position behind the last packet (int32 stream, int32 size, data) that is whole. dv-processing does not come back
-    from sizes that are none."""
-    size = file.seek(0, os.SEEK_END)
+def _header(file: BinaryIO) -> bytes:
+    """The header, and ``file`` behind it. struct.error for one that is too short."""
     file.seek(_BEGIN)
-    position = _BEGIN + 4 + struct.unpack("<I", file.read(4))[0]
+    return file.read(struct.unpack("<I", file.read(4))[0])
+
+
+def _packets(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """Stream of each packet (int32 stream, int32 size, data) that is whole, and the position behind it, from where
+    ``file`` is. dv-processing does not come back from sizes that are none."""
+    position = file.tell()
+    size = file.seek(0, os.SEEK_END)
     while True:
         file.seek(position)
         header = file.read(8)
         if len(header) < 8:
-            return int(position)
+            return
         stream, length = struct.unpack("<ii", header)
-        if not 0 <= stream < _MOST_STREAMS or length <= 0 or position + 8 + length > size:
-            return int(position)
         position += 8 + length
+        if not 0 <= stream < _MOST_STREAMS or length <= 0 or position > size:
+            return
+        yield stream, position

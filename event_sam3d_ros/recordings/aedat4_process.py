@@ -7,9 +7,9 @@ It writes records to its standard output: uint64 size, then so many bytes, a pic
 
 | stream     | kind     | content                                                                                    |
 | ---------- | -------- | ------------------------------------------------------------------------------------------ |
-| `info`     | item     | dict: streams (names), size (width, height) or None, span (first and last us), images      |
+| `info`     | item     | dict: streams (names), size (width, height) or None, span (first and last us)              |
 | `events`   | item     | arrays t int64 us, x, y uint16, p uint8                                                    |
-| `frames`   | item     | t us, uint8 grey or BGR(A) picture                                                         |
+| `frames`   | item     | t us (mid-exposure), exposure us (0: unknown), uint8 grey or BGR(A) picture                |
 | `imu`      | item     | (N, 7) float64: us, acceleration in m/s^2, angular velocity in rad/s                       |
 | `triggers` | item     | list of (t us, type)                                                                       |
 | any        | problem  | what dv-processing said; the last record                                                   |
@@ -49,7 +49,6 @@ def _info(reader: Any) -> Iterator[Any]:
         "streams": [name for name, there in streams.items() if there],
         "size": None if size is None else (int(size[0]), int(size[1])),
         "span": tuple(int(time) for time in reader.getTimeRange()),
-        "images": sum(1 for _ in _frames(reader)) if streams["frames"] else 0,
     }
 
 
@@ -62,7 +61,7 @@ def _events(reader: Any) -> Iterator[Any]:
 
 def _frames(reader: Any) -> Iterator[Any]:
     while (frame := reader.getNextFrame()) is not None:
-        yield int(frame.timestamp), np.asarray(frame.image)
+        yield int(frame.timestamp), max(0, round(1e6 * frame.exposure.total_seconds())), np.asarray(frame.image)
 
 
 def _imu(reader: Any) -> Iterator[Any]:

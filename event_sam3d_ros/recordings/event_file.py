@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -154,87 +155,100 @@ class EventFile(ABC):
 
     def _packets(self) -> Iterator[Sample]:
         """Packets of 4 ms on a fixed grid; they are received with their last event."""
-        pending: list[Events] = []
-        events, triggers = Events.empty(), Triggers.empty()
-        for new, new_triggers in self._blocks():
+        parts: list[Events] = []  # sorted, none beginning before the end of the one before it
+        triggers = Triggers.empty()
+        for events, new_triggers in self._blocks():
             if new_triggers is not None and len(new_triggers):
                 triggers = _joined(triggers, new_triggers)
-            if (checked := self._understood(new)) is not None:
-                pending.append(checked)
-            # Seldom enough that what is kept back is not copied for each block.
-            times = [int(t[-1]) for t in (*(part.t for part in pending), triggers.t) if len(t)]
-            first = int(events.t[0]) if len(events) else min(times, default=0)
-            if max(times, default=first) - first < 2 * BACKWARD_TOLERANCE_US and _count(pending) < _PENDING_EVENTS:
-                continue
-            *finished, events = self._in_order(concatenate([events, *pending]))
-            pending = []
-            for part in finished:
-                yield from self._cut(part, Triggers.empty())
+            for run in self._runs(events):
+                if parts and run.t[0] < parts[-1].t[-1] - BACKWARD_TOLERANCE_US:
+                    self.warn(
+                        f"has times that run backwards, from {parts[-1].t[-1]} us to {run.t[0]} us: events are given in "
+                        "the file's order there"
+                    )
+                    yield from self._cut(parts, Triggers.empty())
+                    parts = []
+                _insert(parts, run)
             # What the next block may still sort in before is kept back.
-            newest = max([int(part.t[-1]) for part in (events, triggers) if len(part)], default=0)
+            newest = max((int(t[-1]) for t in (*(part.t for part in parts[-1:]), triggers.t) if len(t)), default=0)
             until = (newest - BACKWARD_TOLERANCE_US) // PACKET_US * PACKET_US
-            if len(events) > _PENDING_EVENTS:
-                until = int(events.t[-1]) + 1
-            n, m = int(np.searchsorted(events.t, until)), int(np.searchsorted(triggers.t, until))
-            yield from self._cut(events[:n], triggers[:m])
-            events, triggers = events[n:], triggers[m:]
-        *finished, events = self._in_order(concatenate([events, *pending]))
-        for part in finished:
-            yield from self._cut(part, Triggers.empty())
-        yield from self._cut(events, triggers)
+            if sum(map(len, parts)) > _PENDING_EVENTS:
+                until = newest + 1
+            settled, parts = _split(parts, until)
+            n = int(np.searchsorted(triggers.t, until))
+            yield from self._cut(settled, triggers[:n])
+            triggers = triggers[n:]
+        yield from self._cut(parts, triggers)
 
-    def _understood(self, events: Events) -> Events | None:
-        """The events of a block that are on the sensor; None for a block that makes no sense."""
+    def _runs(self, events: Events) -> list[Events]:
+        """The events of a block that are on the sensor, sorted, and cut where the clock was started again; none for a
+        block that makes no sense."""
         if not len(events):
-            return events
-        first, last = int(events.t.min()), int(events.t.max())
-        inside = (events.x < self.width) & (events.y < self.height)
-        outside = len(events) - int(np.count_nonzero(inside))
+            return []
+        first, last, x_max, y_max, is_sorted = events.extent()
+        outside = 0
+        if x_max >= self.width or y_max >= self.height:
+            inside = (events.x < self.width) & (events.y < self.height)
+            outside = len(events) - int(np.count_nonzero(inside))
         if not -MAX_US < first <= last < MAX_US:
-            problem, reason = (
-                f"times from {first} us to {last} us, and a ROS stamp tells less than {MAX_US} us",
-                "event",
-            )
-        elif outside > FEW and 2 * outside > len(events):
+            problem = f"times from {first} us to {last} us, and a ROS stamp tells less than {MAX_US} us"
+            self.leave_out(f"has {problem}: it is damaged, or not of the kind it looks like", "corrupt_event")
+            return []
+        if outside > FEW and 2 * outside > len(events):
             problem = f"{outside} of {len(events)} events from {events.t[0]} us on outside {self.width}x{self.height}"
-            reason = "recording"
-        else:
-            self.losses.has_events = True
-            self.losses.counts["out_of_range_events"] += outside
-            return events[inside] if outside else events
-        self.leave_out(f"has {problem}: it is damaged, or not of the kind it looks like", f"corrupt_{reason}")
-        return None
+            self.leave_out(f"has {problem}: it is damaged, or not of the kind it looks like")
+            return []
+        self.losses.has_events = True
+        self.losses.counts["out_of_range_events"] += outside
+        if outside:
+            events = events[inside]
+        if is_sorted:
+            return [events]
+        restarts = np.flatnonzero(np.diff(events.t) < -BACKWARD_TOLERANCE_US) + 1
+        runs = [events[begin:end] for begin, end in itertools.pairwise([0, *restarts.tolist(), len(events)])]
+        return [run[np.argsort(run.t, kind="stable")] for run in runs if len(run)]
 
     def leave_out(self, problem: str, reason: str = "corrupt_recording") -> None:
         """Count a piece of the events that makes no sense."""
         self.losses.leave_out("corrupt_packets", RecordingError(f"{self.path} {problem}", reason=reason))
 
-    def _in_order(self, events: Events) -> list[Events]:
-        """``events`` cut where the clock was started again; small disorder is sorted."""
-        steps = np.diff(events.t)
-        if not np.any(steps < 0):
-            return [events]
-        restarts = [0, *(np.flatnonzero(steps < -BACKWARD_TOLERANCE_US) + 1).tolist(), len(events)]
-        if len(restarts) > 2:
-            i = restarts[1]
-            self.warn(
-                f"has times that run backwards, from {events.t[i - 1]} us to {events.t[i]} us: events are given in "
-                "the file's order there"
-            )
-        parts = [events[begin:end] for begin, end in zip(restarts[:-1], restarts[1:], strict=True)]
-        return [part[np.argsort(part.t, kind="stable")] for part in parts]
-
-    def _cut(self, events: Events, triggers: Triggers) -> list[Sample]:
+    def _cut(self, parts: list[Events], triggers: Triggers) -> list[Sample]:
         samples: list[Sample] = []
-        for begin, end in _grid(events.t):
-            part = events[begin:end]
-            times = self.stamp_ns(int(part.t[0])), self.stamp_ns(int(part.t[-1]))
-            samples.append(EventChunk(*times, FRAME_ID, self.width, self.height, part))
+        pieces = (part[begin:end] for part in parts for begin, end in _grid(part.t))
+        for _, packet in itertools.groupby(pieces, key=lambda piece: int(piece.t[0]) // PACKET_US):
+            events = concatenate(list(packet))
+            times = self.stamp_ns(int(events.t[0])), self.stamp_ns(int(events.t[-1]))
+            samples.append(EventChunk(*times, FRAME_ID, self.width, self.height, events))
         for begin, end in _grid(triggers.t):
             edges = triggers[begin:end]
             times = self.stamp_ns(int(edges.t[0])), self.stamp_ns(int(edges.t[-1]))
             samples.append(TriggerChunk(*times, FRAME_ID, edges))
         return sorted(samples, key=lambda sample: sample.receive_ns) if len(triggers) else samples
+
+
+def _insert(parts: list[Events], run: Events) -> None:
+    """Append sorted events to parts that follow each other in time; what is older than the newest is sorted in."""
+    begin, newer = int(run.t[0]), []
+    while parts and parts[-1].t[-1] > begin:
+        part = parts.pop()
+        n = int(np.searchsorted(part.t, begin, "right"))
+        newer.append(part[n:])
+        if n:
+            parts.append(part[:n])
+    if newer:
+        both = concatenate([*reversed(newer), run])
+        run = both[np.argsort(both.t, kind="stable")]
+    parts.append(run)
+
+
+def _split(parts: list[Events], until_us: int) -> tuple[list[Events], list[Events]]:
+    """Parts before a time, and from it on."""
+    before, after = [], []
+    for part in parts:
+        n = int(np.searchsorted(part.t, until_us))
+        before += [part[:n]] if n else []
+        after += [part[n:]] if n < len(part) else []
+    return before, after
 
 
 def _grid(t: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -244,10 +258,6 @@ def _grid(t: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         end = begin + int(np.searchsorted(t[begin:], (int(t[begin]) // PACKET_US + 1) * PACKET_US))
         yield begin, end
         begin = end
-
-
-def _count(parts: list[Events]) -> int:
-    return sum(len(part) for part in parts)
 
 
 def _joined(first: Triggers, second: Triggers) -> Triggers:

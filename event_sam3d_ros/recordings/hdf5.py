@@ -196,7 +196,7 @@ class PropheseeHdf5(_Hdf5):
                 rows = dataset[begin : begin + BLOCK_ROWS]
                 t = rows["t"].astype(np.int64)
                 triggers = Triggers(t, rows["id"].astype(np.uint8), rows["p"].astype(np.uint8))
-                yield from self._cut(Events.empty(), triggers)
+                yield from self._cut([], triggers)
 
 
 class MvsecFile(_Hdf5):
@@ -347,7 +347,8 @@ class Hdf5File(_Hdf5):
                 for i in range(len(table["stamp_ns"])):
                     read = partial(table["data"].__getitem__, i)
                     if (data := self._sound("corrupt_messages", read, f"{role} {i}")) is not None:
-                        yield Frame(role, *_times(table, i), _text(table.attrs["frame_id"]), data)
+                        exposure_ns = int(table["exposure_ns"][i]) if "exposure_ns" in table else 0
+                        yield Frame(role, *_times(table, i), _text(table.attrs["frame_id"]), data, exposure_ns)
 
     def _calibrations(self) -> Iterator[Sample]:
         with _opened(self.path) as file:

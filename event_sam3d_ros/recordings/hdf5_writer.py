@@ -1,9 +1,10 @@
 """Recordings written as one HDF5 file in DSEC's layout, with everything else that a recording has beside it.
 
     events/t x y p          (N,) int64 us from t_offset on, uint16, uint16, uint8 0/1
-    t_offset, ms_to_idx     int64 us; (M,) uint64: first event at or after each millisecond
+    t_offset, ms_to_idx     int64 us; (M,) uint64: first event at or after each millisecond; not where the clock begins
+                            again
     packets/                end (index behind the last event), stamp_ns, receive_ns of each event packet
-    frames/image mask depth data (F, H, W) or (F, H, W, 3), stamp_ns, receive_ns
+    frames/image mask depth data (F, H, W) or (F, H, W, 3), exposure_ns (0: unknown), stamp_ns, receive_ns
     calibration/            K (C, 3, 3), D (C, n), size, binning, roi, stamp_ns, receive_ns; attribute model
     triggers/               t, id, p, stamp_ns, receive_ns
     imu/                    t, acceleration, angular_velocity, stamp_ns, receive_ns
@@ -14,6 +15,7 @@ Attributes of the file: width, height; of every group but events: frame_id. Comp
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.errors import RecordingError, RecordingWarning
+from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US
 from event_sam3d_ros.recordings.samples import (
     Calibration,
     EventChunk,
@@ -67,12 +70,15 @@ class _Writer:
         self._count = 0
         self._milliseconds = 0
         self._t_offset: int | None = None
+        self._newest_us: int | None = None
+        self._has_index = True
 
     def add(self, sample: Sample) -> None:
         if isinstance(sample, EventChunk):
             self._add_events(sample)
         elif isinstance(sample, Frame):
-            self._rows(f"frames/{sample.role}", sample, data=sample.data[None])
+            exposure = np.array([sample.exposure_ns], np.int64)
+            self._rows(f"frames/{sample.role}", sample, data=sample.data[None], exposure_ns=exposure)
         elif isinstance(sample, Calibration):
             self._add_calibration(sample)
         elif isinstance(sample, TriggerChunk):
@@ -104,15 +110,32 @@ class _Writer:
             self._start(int(events.t[0]) if len(events) else 0, chunk.width, chunk.height)
         assert self._t_offset is not None
         t = events.t - self._t_offset
+        if len(t):
+            if self._newest_us is not None and int(t[0]) < self._newest_us - BACKWARD_TOLERANCE_US:
+                self._leave_index_out(int(t[0]))
+            self._newest_us = int(t[-1])
         # Each millisecond up to that of the last event begins at an event that was seen by now.
         last = int(t[-1]) // 1000 if len(t) else -1
-        if last >= self._milliseconds:
+        if self._has_index and last >= self._milliseconds:
             starts = np.arange(self._milliseconds, last + 1) * 1000
             self._table("").add(ms_to_idx=(self._count + np.searchsorted(t, starts)).astype(np.uint64))
             self._milliseconds = last + 1
         self._count += len(events)
         self._table("events").add(t=t, x=events.x, y=events.y, p=events.p)
         self._rows("packets", chunk, end=np.array([self._count]))
+
+    def _leave_index_out(self, t_us: int) -> None:
+        """A clock that begins again: a millisecond may come twice."""
+        if self._has_index:
+            self._has_index = False
+            del self._tables[""], self._file["ms_to_idx"]
+            assert self._newest_us is not None and self._t_offset is not None
+            before, after = self._newest_us + self._t_offset, t_us + self._t_offset
+            sentence = (
+                f"{self._file.filename} has no ms_to_idx, which needs rising times: the recording's go back from "
+                f"{before} us to {after} us; for tools that need it, cut the recording there before"
+            )
+            warnings.warn(RecordingWarning(sentence), stacklevel=2)
 
     def _add_calibration(self, sample: Calibration) -> None:
         self._rows(

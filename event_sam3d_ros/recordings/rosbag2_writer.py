@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.errors import RecordingError, RecordingWarning
 from event_sam3d_ros.events.codecs import encode_event_packet_cdr, make_encoder
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.recordings.bag_messages import (
@@ -31,6 +35,7 @@ from event_sam3d_ros.recordings.samples import Calibration, EventChunk, Frame, I
 
 _EVENT_DEPTH, _IMAGE_DEPTH = 1000, 5
 _EVT3_WRAP_US, _EVT3_PIXELS = 1 << 24, 2048
+_SECOND_US = 1_000_000
 
 Message = tuple[str, str, int, bytes | memoryview]
 
@@ -76,13 +81,17 @@ def write_rosbag2(
 
 
 class SampleEncoder:
-    """Samples -> messages (topic, type, receive time, CDR); it numbers the EventPackets."""
+    """Samples -> messages (topic, type, receive time, CDR); it numbers the EventPackets.
+
+    Event packets hold no times below 0: where a recording begins there, its sensor times are moved by whole seconds,
+    a second more than needed. A warning says so.
+    """
 
     def __init__(self) -> None:
         self._topics = Topics()
         self._encoder: Any = None
         self._encoding = "evt3"
-        self._last_us = 0
+        self._last_us = self._shift_us = 0
         self._sequence = {"events": 0, "triggers": 0}
 
     def __call__(self, sample: Sample) -> list[Message]:
@@ -103,7 +112,27 @@ class SampleEncoder:
         receive_ns = chunk.receive_ns + imu_stamp_ns(chunk, i) - imu_stamp_ns(chunk, len(chunk.t) - 1)
         return self._topics.imu, IMU_TYPE, receive_ns, encode_imu(chunk, i)
 
+    def _shifted(self, t: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sorted sensor times as packets hold them."""
+        first_us = int(t[0])
+        if first_us < 0 and self._shift_us == 0:
+            self._shift_us = (-first_us // _SECOND_US + 2) * _SECOND_US
+            sentence = (
+                f"event times begin at {first_us} us, and event packets hold none below 0: all of them are "
+                f"{self._shift_us // _SECOND_US} s later than in the input; stamps are not"
+            )
+            warnings.warn(RecordingWarning(sentence), stacklevel=2)
+        if first_us + self._shift_us < 0:
+            raise RecordingError(
+                f"event times go back to {first_us} us, which event packets can't hold: convert to an HDF5, or cut the "
+                "recording there before",
+                reason="bad_event",
+            )
+        return t + self._shift_us
+
     def _events(self, chunk: EventChunk) -> bytes:
+        if self._shift_us or chunk.events.t[0] < 0:
+            chunk = replace(chunk, events=replace(chunk.events, t=self._shifted(chunk.events.t)))
         first_us, last_us = int(chunk.events.t[0]), int(chunk.events.t[-1])
         # evt3 begins with 24 bits of time, goes only forward from there, and has 11 bits for a coordinate.
         fits = self._last_us <= first_us and max(chunk.width, chunk.height) <= _EVT3_PIXELS
@@ -116,7 +145,8 @@ class SampleEncoder:
         return self._packet("events", chunk, (chunk.width, chunk.height), self._encoding, payload, time_base)
 
     def _triggers(self, chunk: TriggerChunk) -> bytes:
-        payload, time_base = make_encoder("trigger", 1, 1).encode(Events.empty(), chunk.triggers)
+        triggers = replace(chunk.triggers, t=self._shifted(chunk.triggers.t))
+        payload, time_base = make_encoder("trigger", 1, 1).encode(Events.empty(), triggers)
         return self._packet("triggers", chunk, (1, 1), "trigger", payload, time_base)
 
     def _packet(

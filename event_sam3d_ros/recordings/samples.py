@@ -48,13 +48,15 @@ class EventChunk:
 @dataclass(frozen=True)
 class Frame:
     """One picture. ``image``: uint8, (H, W, 3) RGB or (H, W) grey; ``mask``: labels, (H, W) uint8 or uint16, 0 = no
-    object; ``depth``: (H, W) float32 metres or uint16 millimetres, 0 or NaN = unknown."""
+    object; ``depth``: (H, W) float32 metres or uint16 millimetres, 0 or NaN = unknown. ``exposure_ns``: how long it was
+    exposed around its stamp, 0 where the recording does not tell."""
 
     role: Role
     stamp_ns: int
     receive_ns: int
     frame_id: str
     data: NDArray[Any]
+    exposure_ns: int = 0
 
 
 @dataclass(frozen=True)

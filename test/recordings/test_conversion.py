@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import h5py
@@ -16,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import assert_equal, events_of, make_events, write_dat, write_raw, write_text  # noqa: E402
 
 from event_sam3d_ros.cli import main  # noqa: E402
-from event_sam3d_ros.errors import RecordingError  # noqa: E402
+from event_sam3d_ros.errors import RecordingError, RecordingWarning  # noqa: E402
 from event_sam3d_ros.events.events import Events, Triggers  # noqa: E402
+from event_sam3d_ros.recordings import aedat4_process  # noqa: E402
 from event_sam3d_ros.recordings.files import (  # noqa: E402
     Calibration,
     EventChunk,
@@ -274,3 +276,80 @@ def test_cut_waits_for_streams_that_lag(tmp_path):
     piece = list(cut(recording, 0.0, 0.5))
     assert sum(isinstance(sample, Frame) for sample in piece) == len(late)
     assert recording.progress < 0.6
+
+
+@pytest.mark.parametrize("kind", ["txt", "npz", "h5"])
+@pytest.mark.parametrize("output", ["out", "out.h5"])
+def test_times_below_zero_are_converted(tmp_path, capsys, kind, output):
+    """To packets, which hold none, they go by whole seconds later, and that is said."""
+    events = make_events(400, start_us=-1_300_000)
+    path = tmp_path / f"a.{kind}"
+    if kind == "txt":
+        write_text(path, events)
+    elif kind == "npz":
+        np.savez(path, t=events.t, x=events.x, y=events.y, p=events.p)
+    else:
+        with h5py.File(path, "w") as file:
+            for name in "txyp":
+                file[f"events/{name}"] = getattr(events, name)
+    assert summarize(open_recording(path)).t_first_us == int(events.t[0])
+    assert main(["convert", str(path), str(tmp_path / output)]) == 0
+    said = capsys.readouterr()
+    assert "all stamps are 3 s later than in the input" in said.out
+    recording = open_recording(tmp_path / output)
+    shift = 0 if output.endswith("h5") else 3_000_000
+    assert_equal(events_of(recording.samples()), Events(events.t + shift, events.x, events.y, events.p))
+    assert recording.start_ns >= 1_000_000_000
+    sentence = f"event times begin at {events.t[0]} us, and event packets hold none below 0: all of them are 3 s later"
+    assert said.err.count(sentence) == (output == "out")
+
+
+def test_a_clock_that_begins_again_leaves_an_hdf5_without_index(tmp_path):
+    """And what is written before and behind comes back; small disorder does no harm."""
+    events = make_events(400)
+    restarted = Events(events.t - 1_000_000, events.x, events.y, events.p)
+    late = Events(events.t + 20_000, events.x, events.y, events.p)
+    for number, (second, has_index) in enumerate([(late, True), (restarted, False)]):
+        chunks = [EventChunk(START + i, START + i, "cam", 346, 260, e) for i, e in enumerate((events, second, events))]
+        if has_index:
+            write_hdf5(tmp_path / f"{number}.h5", chunks)
+        else:
+            with pytest.warns(RecordingWarning, match="no ms_to_idx, which needs rising times: .* go back from 50"):
+                write_hdf5(tmp_path / f"{number}.h5", chunks)
+        with h5py.File(tmp_path / f"{number}.h5") as file:
+            assert ("ms_to_idx" in file) == has_index
+        assert_equal(events_of(open_recording(tmp_path / f"{number}.h5").samples()), events_of(chunks))
+
+
+def test_exposures_of_an_aedat4_are_kept(tmp_path):
+    """And pictures are counted without being decoded."""
+    dv = pytest.importorskip("dv_processing")
+    writer = dv.io.MonoCameraWriter(str(tmp_path / "a.aedat4"), dv.io.MonoCameraWriter.DAVISConfig("D", (346, 260)))
+    for number in range(5):
+        store = dv.EventStore()
+        store.push_back(START // 1000 + 10_000 * number, 1, 2, True)
+        writer.writeEvents(store)
+        frame = dv.Frame(START // 1000 + 10_000 * number, np.full((260, 346), number, np.uint8))
+        frame.exposure = timedelta(microseconds=3000 + number)
+        writer.writeFrame(frame)
+    del writer
+    recording = open_recording(tmp_path / "a.aedat4")
+    assert recording.image_count == 5
+    write_hdf5(tmp_path / "a.h5", recording.samples())
+    for path in ("a.aedat4", "a.h5"):
+        frames = [sample for sample in open_recording(tmp_path / path).samples() if isinstance(sample, Frame)]
+        assert [frame.exposure_ns for frame in frames] == [1000 * (3000 + number) for number in range(5)]
+
+
+def test_counting_pictures_decodes_none():
+    """A reader that has pictures, but can't give one."""
+
+    class Reader:
+        def getNextFrame(self):
+            raise AssertionError("decoded")
+
+        def __getattr__(self, name):
+            return lambda: (0, 1) if "Range" in name or "Resolution" in name else True
+
+    (info,) = aedat4_process._info(Reader())
+    assert "frames" in info["streams"]
