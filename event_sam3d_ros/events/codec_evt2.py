@@ -169,7 +169,8 @@ def _count_others(words):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _all_inside(words, first, count, width, height):  # type: ignore[no-untyped-def]
     """Whether the events in ``count`` words are in the image."""
-    columns, rows, outside = np.uint32(width << 11), np.uint32(height), False
+    columns, rows = np.uint32(width << 11), np.uint32(height)
+    outside: Any = False
     for i in range(count):
         word = words[first + i]
         outside |= (np.uint32(word & _COLUMN) >= columns) | (np.uint32(word & _ROW) >= rows)
@@ -197,7 +198,7 @@ def _decode_evt2(  # type: ignore[no-untyped-def]
     s = state[0]
     high, has_history, has_high = s.high, s.has_history, s.has_high
     time = high << 6
-    unsynchronised, out_of_range, unknown, early = 0, 0, 0, 0
+    unsynchronised, out_of_range, unknown, early = np.int64(0), 0, 0, 0
     # Unsigned: an index that may be negative is one that numba looks at twice.
     i, n, m, one, size = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(1), np.uint64(words.size)
     while True:

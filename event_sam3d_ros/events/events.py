@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import InputError
@@ -18,6 +19,17 @@ FIELDS: dict[str, np.dtype[Any]] = {
     "y": np.dtype(np.uint16),
     "p": np.dtype(np.uint8),
 }
+
+
+class Extent(NamedTuple):
+    """What some events reach over: earliest and latest time in microseconds, largest column and row; whether they are
+    sorted by time."""
+
+    t_min: int
+    t_max: int
+    x_max: int
+    y_max: int
+    is_sorted: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +88,10 @@ class Events:
             return Events.adopt(self.t[index], self.x[index], self.y[index], self.p[index])
         return Events(self.t[index], self.x[index], self.y[index], self.p[index])
 
+    def extent(self) -> Extent:
+        """What the events reach over, of which there must be one at least."""
+        return Extent(*_extent(self.t, self.x, self.y))
+
     @property
     def nbytes(self) -> int:
         """Bytes of the four arrays: 13 per event."""
@@ -122,3 +138,19 @@ def concatenate(parts: Sequence[Events]) -> Events:
     if len(parts) == 1:
         return parts[0]
     return Events(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
+
+
+@njit(cache=True, nogil=True)
+def _extent(t, x, y):  # type: ignore[no-untyped-def]
+    # Loops without an early exit, and split by the types that they look at: so the compiler compares several at once.
+    steps_back = 0
+    for i in range(1, t.size):
+        steps_back += t[i] < t[i - 1]
+    first, last = t[0], t[-1]
+    if steps_back:
+        for i in range(t.size):
+            first, last = min(first, t[i]), max(last, t[i])
+    right, bottom = np.uint16(0), np.uint16(0)
+    for i in range(x.size):
+        right, bottom = max(right, x[i]), max(bottom, y[i])
+    return first, last, right, bottom, steps_back == 0

@@ -281,6 +281,13 @@ class FilterSettings:
         """
         filters: list[EventFilter] = []
         if self.roi is not None:
+            x, y, *size = self.roi
+            if x >= width or y >= height:
+                raise ConfigurationError(
+                    f"the region of interest, {size[0]}x{size[1]} pixels at ({x}, {y}), lies outside the sensor of "
+                    f"{width}x{height}: no event would be left; correct roi_x and roi_y",
+                    reason="bad_filter",
+                )
             filters.append(RegionOfInterest(*self.roi))
         if self.polarity != "both":
             filters.append(PolarityFilter(1 if self.polarity == "on" else 0))

@@ -122,27 +122,14 @@ def _check(t0_us: int, t1_us: int, width: int, height: int) -> tuple[int, int, i
 
 def _inside(events: Events, t0: int, t1: int, width: int, height: int) -> tuple[Events, bool]:
     """The events inside the window and the image, which are all that the kernels below can bear; whether sorted."""
-    t, x, y = events.t, events.x, events.y
-    outside, steps_back, right, bottom = _survey(t, x, y, t0, t1)
+    if len(events) == 0:
+        return events, True
+    t_min, t_max, x_max, y_max, is_sorted = events.extent()
     # Mostly all of them are: what a buffer cuts out for a window, of the camera that the image belongs to.
-    if outside or right >= width or bottom >= height:
+    if t_min < t0 or t_max >= t1 or x_max >= width or y_max >= height:
+        t, x, y = events.t, events.x, events.y
         events = events[(t >= t0) & (t < t1) & (x < width) & (y < height)]
-    return events, steps_back == 0
-
-
-@njit(cache=True, nogil=True)
-def _survey(t, x, y, t0, t1):  # type: ignore[no-untyped-def]
-    """Number of events outside the window, and of those older than the one before; largest column and row."""
-    # Loops without an early exit, and split by the types that they look at: so the compiler compares several at once.
-    outside = 0 if t.size == 0 else np.int64((t[0] < t0) | (t[0] >= t1))
-    steps_back = 0
-    for i in range(1, t.size):
-        outside += (t[i] < t0) | (t[i] >= t1)
-        steps_back += t[i] < t[i - 1]
-    right, bottom = np.uint16(0), np.uint16(0)
-    for i in range(x.size):
-        right, bottom = max(right, x[i]), max(bottom, y[i])
-    return outside, steps_back, right, bottom
+    return events, is_sorted
 
 
 @njit(cache=True, nogil=True)

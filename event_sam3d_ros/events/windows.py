@@ -14,7 +14,7 @@ from event_sam3d_ros.errors import EventSam3dError, InputError
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.filters import FilterSettings
-from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.events.representations import tencode, tencode_reference
 from event_sam3d_ros.events.stream import PLAUSIBLE_NS, EventStream
 
 _MAX_PENDING = 64
@@ -27,8 +27,9 @@ class WindowSettings:
     mode         frame: one for the stamp of each frame. continuous: windows of one length, back to back. count: windows
                  of ``events`` successive events each.
     alignment    Where the stamp lies. centre, end: of a window of ``length_ns``. exposure: in the centre of the frame's
-                 exposure, which is the window; ``exposure_ns`` is that of all frames.
+                 exposure, which is the window; ``exposure_ns`` is that of frames that do not bring their own.
     frame_clock  What the frames' stamps count from. host: as the packets' stamps. sensor: as the events' own times.
+    representation  tencode, or tencode_reference on white or on black, see representations.py.
     """
 
     mode: Literal["frame", "continuous", "count"] = "frame"
@@ -39,10 +40,11 @@ class WindowSettings:
     exposure_offset_ns: int = 0
     max_wait_s: float = 0.1
     frame_clock: Literal["host", "sensor"] = "host"
+    representation: Literal["tencode", "reference_white", "reference_black"] = "tencode"
 
-    def bounds(self, stamp_ns: int) -> tuple[int, int]:
-        """Half-open window that belongs to a stamp, on the stamp's clock."""
-        length_ns = self.exposure_ns if self.alignment == "exposure" else self.length_ns
+    def bounds(self, stamp_ns: int, exposure_ns: int = 0) -> tuple[int, int]:
+        """Half-open window that belongs to a stamp, on the stamp's clock; ``exposure_ns``: the frame's own, if known."""
+        length_ns = (exposure_ns or self.exposure_ns) if self.alignment == "exposure" else self.length_ns
         end_ns = stamp_ns + self.exposure_offset_ns + (0 if self.alignment == "end" else length_ns // 2)
         return end_ns - length_ns, end_ns
 
@@ -70,6 +72,7 @@ class _Pending:
     stamp_ns: int
     frame_id: str
     arrived_s: float
+    exposure_ns: int
 
 
 class Placed(Protocol):
@@ -138,14 +141,15 @@ class EventWindows:
 
     # Windows out
 
-    def add_frame(self, stamp_ns: int, frame_id: str, now_s: float) -> None:
-        """Ask for the window of a frame; ``now_s`` comes from any steady clock."""
+    def add_frame(self, stamp_ns: int, frame_id: str, now_s: float, exposure_ns: int = 0) -> None:
+        """Ask for the window of a frame; ``now_s`` comes from any steady clock, ``exposure_ns`` counts where the windows
+        are exposures, and is 0 where it is not known of this frame."""
         if stamp_ns <= 0:
             raise InputError("frame without a stamp was dropped: fill header.stamp", reason="zero_stamp")
         if len(self._pending) >= _MAX_PENDING:
             self._report("too_many_frames", f"more than {_MAX_PENDING} frames wait for events: the oldest was dropped")
             self._pending.popleft()
-        self._pending.append(_Pending(stamp_ns, frame_id, now_s))
+        self._pending.append(_Pending(stamp_ns, frame_id, now_s, exposure_ns))
 
     def ready(self, now_s: float) -> list[EventWindow]:
         """The windows that are complete or have waited long enough, in the order of their frames."""
@@ -159,7 +163,7 @@ class EventWindows:
         windows = []
         while self._pending:
             frame = self._pending[0]
-            start_ns, end_ns = self.settings.bounds(frame.stamp_ns)
+            start_ns, end_ns = self.settings.bounds(frame.stamp_ns, frame.exposure_ns)
             complete = self.stream.t_last is not None and self.stream.t_last >= self._sensor_us(end_ns)
             ready = complete and (self._grid is None or self._grid.is_ready(frame.stamp_ns))
             if not ready and now_s - frame.arrived_s < self.settings.max_wait_s:
@@ -270,5 +274,8 @@ class EventWindows:
         if self._grid is not None:
             placed, width, height = self._grid.place(events, stamp_ns, width, height)
             events, count = placed.events, count - placed.dropped
-        image = tencode(events, *bounds_us, width, height)
+        if self.settings.representation == "tencode":
+            image = tencode(events, *bounds_us, width, height)
+        else:
+            image = tencode_reference(events, width, height, self.settings.representation == "reference_white")
         return EventWindow(stamp_ns, frame_id, *bounds_ns, ros_ns, count, image)

@@ -163,8 +163,8 @@ class EventFile(ABC):
             for run in self._runs(events):
                 if parts and run.t[0] < parts[-1].t[-1] - BACKWARD_TOLERANCE_US:
                     self.warn(
-                        f"has times that run backwards, from {parts[-1].t[-1]} us to {run.t[0]} us: events are given in "
-                        "the file's order there"
+                        f"has times that run backwards, from {parts[-1].t[-1]} us to {run.t[0]} us: events are given "
+                        "in the file's order there"
                     )
                     yield from self._cut(parts, Triggers.empty())
                     parts = []

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.events import events as events_module
 from event_sam3d_ros.events import representations
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import (
@@ -235,7 +236,8 @@ def test_warm_up_compiles_every_kernel_once():
         image_of(events[::-1], 0, np.int64(5), WIDTH, np.uint16(HEIGHT))
     voxel_grid(events, 0, 5, WIDTH, HEIGHT, np.int64(3), normalise=True)
     tencode_reference(events, WIDTH, HEIGHT, np.bool_(False))
-    kernels = [value for value in vars(representations).values() if hasattr(value, "signatures")]
+    values = (vars(representations) | vars(events_module)).values()
+    kernels = [value for value in values if hasattr(value, "signatures")]
     compiled = {kernel.py_func.__name__: len(kernel.signatures) for kernel in kernels}
     inlined = {"_pixel", "_green"}  # part of the others: not compiled by themselves where those come from the cache
     assert len(compiled) > 10

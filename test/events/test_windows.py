@@ -5,12 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from event_sam3d_ros.errors import DecodeError, InputError
+from event_sam3d_ros.errors import ConfigurationError, DecodeError, InputError
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr, make_encoder
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.filters import FilterSettings
-from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.events.representations import tencode, tencode_reference
 from event_sam3d_ros.events.windows import EventWindows, WindowSettings
 
 WIDTH, HEIGHT = 64, 48
@@ -105,6 +105,39 @@ def test_a_frame_gets_the_events_around_its_stamp(encoding, settings, t0_us, t1_
     assert window.event_count == count > 100
     assert np.array_equal(window.image, image)
     assert not setup.reports
+
+
+def test_a_frame_with_an_exposure_of_its_own_gets_that():
+    setup = Setup(alignment="exposure", exposure_ns=30 * MS)
+    setup.feed(packets(random_events()))
+    setup.windows.add_frame(START_NS + 100 * MS, "camera", 0.0, 10 * MS)
+    setup.windows.add_frame(START_NS + 150 * MS, "camera", 0.0)
+    bounds = [(window.start_ns - START_NS, window.end_ns - START_NS) for window in setup.windows.ready(0.0)]
+    assert bounds == [(95 * MS, 105 * MS), (135 * MS, 165 * MS)]
+    setup = Setup(length_ns=50 * MS)  # and where windows are of one length it does not matter
+    setup.feed(packets(random_events()))
+    setup.windows.add_frame(START_NS + 100 * MS, "camera", 0.0, 10 * MS)
+    (window,) = setup.windows.ready(0.0)
+    assert window.end_ns - window.start_ns == 50 * MS
+
+
+@pytest.mark.parametrize("colour", ["white", "black"])
+def test_windows_as_event_sam3d_draws_them(colour):
+    events = random_events()
+    setup = Setup(representation=f"reference_{colour}")
+    setup.feed(packets(events))
+    (window,) = setup.window_at(100)
+    inside = events[(events.t >= 75_000) & (events.t < 125_000)]
+    assert np.array_equal(window.image, tencode_reference(inside, WIDTH, HEIGHT, colour == "white"))
+
+
+@pytest.mark.parametrize("roi", [(WIDTH, 0, 5, 5), (0, HEIGHT, 5, 5)])
+def test_a_region_of_interest_beside_the_sensor_is_named(roi):
+    setup = Setup(filters=FilterSettings(roi=roi))
+    with pytest.raises(ConfigurationError, match=f"lies outside the sensor of {WIDTH}x{HEIGHT}") as error:
+        setup.feed(packets(random_events())[:1])
+    assert error.value.reason == "bad_filter"
+    Setup(filters=FilterSettings(roi=(WIDTH - 1, HEIGHT - 1, 5, 5))).feed(packets(random_events())[:1])
 
 
 @pytest.mark.parametrize("mode", ["frame", "continuous"])
