@@ -265,7 +265,7 @@ def empty_triggers(size: int) -> list[NDArray[Any]]:
 def filled(events: list[NDArray[Any]], n: int, triggers: list[NDArray[Any]] | None = None, m: int = 0) -> Any:
     """What a kernel has filled: the first ``n`` events and the first ``m`` triggers."""
     columns: list[Any] = events if n == len(events[0]) else [column[:n] for column in events]
-    return [*columns, *(column[:m] for column in triggers)] if m and triggers else columns
+    return columns + [column[:m] for column in triggers] if m and triggers else columns
 
 
 @njit(cache=True, nogil=True)
