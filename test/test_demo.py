@@ -481,6 +481,25 @@ def test_a_used_domain_is_not_taken() -> None:
         assert processes.free_domain_id() != first
 
 
+def test_processes_that_ask_at_the_same_time_get_domains_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that begin to look at the same place, and before any of them has opened a port."""
+    code = "import random; from unittest import mock; from event_sam3d_ros.demo import processes\n"
+    code += "with mock.patch('os.getpid', lambda: 1): print(processes.free_domain_id(), flush=True)\n"
+    code += "input()"
+    command = [sys.executable, "-c", code]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, **pipes) for _ in range(4)]
+    try:
+        domains = [int(process.stdout.readline()) for process in started]
+    finally:
+        for process in started:
+            process.communicate("\n")
+    assert len(set(domains)) == 4
+    # What has ended leaves its domain to others.
+    again = subprocess.run(command, input="\n", capture_output=True, text=True, check=True)
+    assert int(again.stdout) in domains
+
+
 def test_the_stop_itself_can_not_be_interrupted(fake_node: None, tmp_path: Path) -> None:
     (tmp_path / "fake.py").write_text(
         "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(100)"

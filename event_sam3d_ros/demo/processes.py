@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,15 +110,31 @@ class Processes:
 
 
 def free_domain_id() -> int:
-    """A ROS domain that nobody on this machine uses: its first unicast port can be bound (DDSI-RTPS 9.6.1.1)."""
+    """A ROS domain that nobody on this machine uses, for this process until it ends.
+
+    Its first unicast port can be bound (DDSI-RTPS 9.6.1.1), and its lock, which is a file among the temporary ones, can
+    be taken: so two that ask at the same time, before they open a port, get different ones.
+    """
     for domain in random.Random(os.getpid()).sample(range(1, 101), 100):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
                 probe.bind(("", 7400 + 250 * domain + 10))
             except OSError:
                 continue
+        if _take_lock(Path(tempfile.gettempdir()) / f"event_sam3d_ros_{os.getuid()}_{domain}.lock"):
             return domain
     raise DemoError("no free ROS domain between 1 and 100: too many ROS programs run on this machine")
+
+
+def _take_lock(path: Path) -> bool:
+    """Whether this process has a lock now, which the operating system gives back when the process ends."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return False
+    return True
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -142,7 +142,7 @@ class _Replay:
             self._depths.append(frame)
         else:
             now_s = frame.receive_ns / 1e9
-            self._windows.add_frame(frame.stamp_ns, frame.frame_id, now_s)
+            self._windows.add_frame(frame.stamp_ns, frame.frame_id, now_s, frame.exposure_ns)
             self._pending.append(_Pending(frame, now_s))
 
     def finished(self, now_s: float) -> Iterator[ReplayedFrame]:

@@ -43,7 +43,7 @@ class WindowSettings:
     representation: Literal["tencode", "reference_white", "reference_black"] = "tencode"
 
     def bounds(self, stamp_ns: int, exposure_ns: int = 0) -> tuple[int, int]:
-        """Half-open window that belongs to a stamp, on the stamp's clock; ``exposure_ns``: the frame's own, if known."""
+        """Half-open window that belongs to a stamp, on the stamp's clock; ``exposure_ns``: the frame's own, or 0."""
         length_ns = (exposure_ns or self.exposure_ns) if self.alignment == "exposure" else self.length_ns
         end_ns = stamp_ns + self.exposure_offset_ns + (0 if self.alignment == "end" else length_ns // 2)
         return end_ns - length_ns, end_ns
@@ -142,8 +142,8 @@ class EventWindows:
     # Windows out
 
     def add_frame(self, stamp_ns: int, frame_id: str, now_s: float, exposure_ns: int = 0) -> None:
-        """Ask for the window of a frame; ``now_s`` comes from any steady clock, ``exposure_ns`` counts where the windows
-        are exposures, and is 0 where it is not known of this frame."""
+        """Ask for the window of a frame; ``now_s`` comes from any steady clock, ``exposure_ns`` is 0 where it is not
+        known of this frame."""
         if stamp_ns <= 0:
             raise InputError("frame without a stamp was dropped: fill header.stamp", reason="zero_stamp")
         if len(self._pending) >= _MAX_PENDING:

@@ -112,9 +112,10 @@ class DvCameraNode(PipelineNode):
         ports = (self.value(f"{name}_port") for name in ("events", "frames", "imu"))
         return [port for port in ports if port]
 
-    def _settings(self) -> str:
+    def _command(self) -> list[str]:
         names = ("source", "camera", "file", "rate", "loop", "restamp", "address")
-        return json.dumps({name: self.value(name) for name in names} | {"ports": self._ports()})
+        settings = {name: self.value(name) for name in names} | {"ports": self._ports()}
+        return [sys.executable, "-m", "event_sam3d_ros.nodes.dv_reader", json.dumps(settings)]
 
     # The reader process
 
@@ -134,9 +135,8 @@ class DvCameraNode(PipelineNode):
     def _read_once(self) -> bool:
         """Publish all that one reader process gives; whether it makes sense to start another."""
         self._heard_s, self._is_open = time.monotonic(), False
-        command = [sys.executable, "-m", "event_sam3d_ros.nodes.dv_reader", self._settings()]
         process = subprocess.Popen(
-            command,
+            self._command(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -146,7 +146,8 @@ class DvCameraNode(PipelineNode):
         assert process.stdout is not None
         if self._stop.is_set():
             return False
-        while line := process.stdout.readline():
+        # A process that ends in the middle of a record leaves a line, or a payload, that is not whole.
+        while (line := process.stdout.readline()).endswith(b"\n"):
             record = json.loads(line)
             payload = process.stdout.read(record["size"])
             self._heard_s = time.monotonic()

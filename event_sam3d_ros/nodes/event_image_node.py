@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ class EventImageNode(PipelineNode):
                 f"alignment {value('alignment')} takes lens distortion into account: leave rectification_file empty",
                 reason="bad_parameter",
             )
-        _filters(value).make(1, 1)
+        replace(_filters(value), roi=None).make(1, 1)  # where it lies shows when the sensor's size is known
         by_exposure = value("window_alignment") == "exposure"
         if by_exposure and value("exposure_ms") == 0:
             raise ConfigurationError(
@@ -231,6 +232,7 @@ class EventImageNode(PipelineNode):
             exposure_ns=round(self.value("exposure_ms") * 1e6),
             exposure_offset_ns=round(self.value("exposure_offset_ms") * 1e6),
             max_wait_s=self.value("max_wait_ms") / 1e3,
+            representation=self.value("representation"),
         )
 
     def _on_events(self, cdr: bytes) -> None:

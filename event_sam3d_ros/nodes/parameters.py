@@ -183,6 +183,15 @@ EVENT_IMAGE_NODE = ParameterTable(
         dynamic=True,
     ),
     Parameter(
+        "representation",
+        "tencode",
+        "What an event image shows. tencode: age over the window, black background; the installed model wants it. "
+        "reference_white, reference_black: age from the first to the last event, as checkpoints of event_sam3d were "
+        "trained with (white but for its RGBE data).",
+        choices=("tencode", "reference_white", "reference_black"),
+        dynamic=True,
+    ),
+    Parameter(
         "alignment",
         "none",
         "How events get to the RGB camera's pixels. none: both share one grid already. homography: by rotation alone, "
@@ -338,7 +347,9 @@ _EVENT_IMAGE_TOPICS = (
     Topic(
         "in", "/camera/depth", "sensor_msgs/Image", _AUTO, "For `alignment` depth; /event_camera/depth by `depth_of`."
     ),
-    Topic("out", "~/event_image", "sensor_msgs/Image", "reliable, depth 5", "Tencode rgb8, stamp of its frame."),
+    Topic(
+        "out", "~/event_image", "sensor_msgs/Image", "reliable, depth 5", "`representation`, rgb8, stamp of its frame."
+    ),
     Topic("out", "~/event_window", "event_sam3d_ros/EventWindow", "reliable, depth 5", "Bounds and number of events."),
     Topic("out", "/diagnostics", "diagnostic_msgs/DiagnosticArray", "reliable, depth 10", "State, rates, counters."),
 )

@@ -162,14 +162,16 @@ def test_filters_stand_before_the_windows(mode):
 
 
 def test_frames_do_not_wait_for_events_that_are_filtered_out():
-    setup = Setup(filters=FilterSettings(roi=(WIDTH, HEIGHT, 1, 1)))
-    *first, last = packets(random_events())
+    setup = Setup(filters=FilterSettings(polarity="on"))
+    made = random_events()
+    events = Events(made.t, made.x, made.y, np.zeros_like(made.p))
+    *first, last = packets(events)
     setup.feed(first)
     (window,) = setup.window_at(100)
     assert window.event_count == 0 and not window.image.any()
     assert (window.start_ns, window.end_ns) == (START_NS + 75 * MS, START_NS + 125 * MS)
     assert not setup.reports
-    setup.feed([packets(random_events(), shift_ns=2000 * MS)[-1], last])
+    setup.feed([packets(events, shift_ns=2000 * MS)[-1], last])
     assert setup.counts == {"time_jump": 1}  # packets are judged by all of their events
 
 

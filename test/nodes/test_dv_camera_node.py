@@ -209,6 +209,18 @@ def test_a_sender_that_is_no_dv_is_ended_and_tried_again(bench, monkeypatch):
         server.close()
 
 
+@pytest.mark.parametrize("rest", [b'{"kind": "ali', b'{"kind": "frame", "size": 100, "t_us": 5}\n123'])
+def test_a_reader_that_ends_inside_a_record_is_started_again(bench, monkeypatch, tmp_path, rest):
+    """As where it was killed: what it had begun to say is no error of the node's."""
+    monkeypatch.setattr(dv_camera_node, "_RETRY_S", 0.05)
+    code = f"import os; os.write(1, {rest!r}); os._exit(9)"
+    monkeypatch.setattr(DvCameraNode, "_command", lambda node: [sys.executable, "-c", code])
+    made = bench(source="network")
+    made.wait_for(lambda: made.node.health.counts["source_failed"] >= 2)
+    assert made.node.health.counts["internal_error"] == 0
+    assert "ended without a word (exit code 9)" in made.node.health.recent()["source_failed"]
+
+
 def is_alive(pid):
     """Whether a process runs; one that ended and that nobody waits for does not."""
     stat = Path(f"/proc/{pid}/stat")

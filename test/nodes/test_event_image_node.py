@@ -18,7 +18,7 @@ from std_msgs.msg import Header
 
 from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr, make_encoder
 from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.events.representations import tencode, tencode_reference
 from event_sam3d_ros.msg import EventWindow
 from event_sam3d_ros.nodes.conversions import image_to_numpy, ns_to_stamp, stamp_to_ns
 from event_sam3d_ros.nodes.event_image_node import EventImageNode
@@ -198,6 +198,23 @@ def test_frames_on_the_sensors_clock(bench):
     assert (values["events/packets"], values["events/total"], values["events/buffered"]) == ("20", "2000", "2000")
     assert float(values["buffer/fill_percent"]) == 0.0 and float(values["buffer/span_ms"]) == 199.9
     assert float(values["events/per_second"]) > 0
+
+
+def test_windows_as_event_sam3d_draws_them(bench):
+    made = bench(window_mode="continuous", window_ms=50.0, representation="reference_white")
+    send_events(made, "event_camera_msgs/msg/EventPacket")
+    made.wait_for(lambda: len(made.images) >= 3)
+    everything = events()
+    inside = everything[(everything.t >= START_US) & (everything.t < START_US + 50_000)]
+    assert np.array_equal(image_to_numpy(made.images[0]), tencode_reference(inside, WIDTH, HEIGHT))
+    assert made.node.set_parameters_atomically([Parameter("representation", value="tencode")]).successful
+
+
+def test_a_region_of_interest_beside_the_sensor_is_reported(bench):
+    made = bench(roi_x=WIDTH, roi_width=5, roi_height=5)
+    send_events(made, "event_camera_msgs/msg/EventPacket")
+    made.wait_for(lambda: made.node.health.counts["bad_filter"] >= 1)
+    assert f"lies outside the sensor of {WIDTH}x{HEIGHT}" in made.node.health.recent()["bad_filter"]
 
 
 def test_an_exposure_that_is_not_known_is_refused(bench):
