@@ -22,7 +22,7 @@ _FEW = 8
 _UNKNOWN_SHARE = 1 / 8
 _OUT_OF_RANGE_SHARE = 1 / 2
 _NO_TRIGGERS = Triggers.empty()
-_NO_EDGES = [np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint8)]
+_NO_EDGES: list[NDArray[Any]] = [np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint8)]
 
 
 class Decoder(ABC):
@@ -259,12 +259,14 @@ def empty_events(size: int) -> list[NDArray[Any]]:
 
 def empty_triggers(size: int) -> list[NDArray[Any]]:
     """Arrays for the times, numbers and edges of ``size`` triggers."""
-    return [np.empty(size, np.int64), np.empty(size, np.uint8), np.empty(size, np.uint8)] if size else _NO_EDGES
+    if size == 0:
+        return _NO_EDGES
+    return [np.empty(size, np.int64), np.empty(size, np.uint8), np.empty(size, np.uint8)]
 
 
 def filled(events: list[NDArray[Any]], n: int, triggers: list[NDArray[Any]] | None = None, m: int = 0) -> Any:
     """What a kernel has filled: the first ``n`` events and the first ``m`` triggers."""
-    columns: list[Any] = events if n == len(events[0]) else [column[:n] for column in events]
+    columns = events if n == len(events[0]) else [column[:n] for column in events]
     return columns + [column[:m] for column in triggers] if m and triggers else columns
 
 
