@@ -157,15 +157,13 @@ class EventFile(ABC):
         """Packets of 4 ms on a fixed grid; they are received with their last event."""
         parts: list[Events] = []  # sorted, none beginning before the end of the one before it
         triggers = Triggers.empty()
+        restarts: list[tuple[int, int]] = []
         for events, new_triggers in self._blocks():
             if new_triggers is not None and len(new_triggers):
                 triggers = _joined(triggers, new_triggers)
             for run in self._runs(events):
                 if parts and run.t[0] < parts[-1].t[-1] - BACKWARD_TOLERANCE_US:
-                    self.warn(
-                        f"has times that run backwards, from {parts[-1].t[-1]} us to {run.t[0]} us: events are given "
-                        "in the file's order there"
-                    )
+                    restarts.append((int(parts[-1].t[-1]), int(run.t[0])))
                     yield from self._cut(parts, Triggers.empty())
                     parts = []
                 _insert(parts, run)
@@ -179,6 +177,12 @@ class EventFile(ABC):
             yield from self._cut(settled, triggers[:n])
             triggers = triggers[n:]
         yield from self._cut(parts, triggers)
+        if restarts:
+            before, after = restarts[0]
+            self.warn(
+                f"has times that run backwards, at {len(restarts)} places, the first from {before} us to {after} us: "
+                "events are given in the file's order there"
+            )
 
     def _runs(self, events: Events) -> list[Events]:
         """The events of a block that are on the sensor, sorted, and cut where the clock was started again; none for a
@@ -203,7 +207,7 @@ class EventFile(ABC):
         if outside:
             events = events[inside]
         if is_sorted:
-            return [events]
+            return [events] if len(events) else []
         restarts = np.flatnonzero(np.diff(events.t) < -BACKWARD_TOLERANCE_US) + 1
         runs = [events[begin:end] for begin, end in itertools.pairwise([0, *restarts.tolist(), len(events)])]
         return [run[np.argsort(run.t, kind="stable")] for run in runs if len(run)]

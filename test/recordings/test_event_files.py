@@ -378,10 +378,27 @@ def test_damaged_files_never_do_more_than_raise(name, written):
 def test_times_that_begin_again_are_kept_and_said(tmp_path):
     events = make_events(100)
     events = Events(5_000_000 + 10 * (events.t - 5_000_000), events.x, events.y, events.p)
-    twice = Events(*(np.tile(getattr(events, name), 2) for name in "txyp"))
-    recording = open_recording(write_dat(tmp_path / "a.dat", twice))
-    with pytest.warns(RecordingWarning, match="run backwards, from"):
-        assert_equal(events_of(recording.samples()), twice)
+    thrice = Events(*(np.tile(getattr(events, name), 3) for name in "txyp"))
+    recording = open_recording(write_dat(tmp_path / "a.dat", thrice))
+    with pytest.warns(RecordingWarning, match="run backwards, at 2 places, the first from 5") as said:
+        assert_equal(events_of(recording.samples()), thrice)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("name", ["a.dat", "a.aedat"])
+def test_blocks_of_which_all_events_are_outside_the_sensor(tmp_path, monkeypatch, name):
+    """Few enough to be no damage: they are left out like others."""
+    monkeypatch.setattr("event_sam3d_ros.recordings.prophesee.BLOCK_BYTES", 8)
+    monkeypatch.setattr("event_sam3d_ros.recordings.aedat2.BLOCK_BYTES", 8)
+    events = make_events(20)
+    if name == "a.dat":
+        path = write_dat(tmp_path / name, events, f"% Height {HEIGHT}\n% Version 2\n% Width 300\n")
+        inside = events.x < 300
+    else:
+        path = write_aedat2(tmp_path / name, events, "#!AER-DAT2.0\r\n# AEChip: x.Davis240C\r\n")
+        inside = (events.x >= WIDTH - 240) & (events.y >= HEIGHT - 180)
+    with pytest.warns(RecordingWarning, match=f"has {20 - np.count_nonzero(inside)} events outside"):
+        assert len(events_of(open_recording(path).samples())) == np.count_nonzero(inside)
 
 
 def test_small_disorder_is_sorted(tmp_path):
