@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from event_sam3d_ros.errors import DecodeError, EventSam3dError, RecordingError, RecordingWarning
+from event_sam3d_ros.errors import DecodeError, EventSam3dError, RecordingError, RecordingWarning, excerpt
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.codecs import ARRAY_TYPES, PACKET_TYPES, make_decoder, parse_event_packet_cdr
 from event_sam3d_ros.events.events import Events
@@ -124,13 +124,16 @@ class StreamDoctor:
     def facts(self) -> list[str]:
         """What the stream is like, in sentences."""
         stream, view = self._stream, self._stream.newest
+        stream.end()
         if view is None:
             return [f"{self._messages} messages"]
         seconds = self._span_ns / 1e9
         rate = f", {stream.events / seconds / 1e6:.3f} million/s" if seconds > 0 else ""
         peak = f" (at most {self._peak / _BIN_US:.3f})" if seconds > 1 else ""
         of_packet = (
-            f", {view.encoding}, frame_id {view.frame_id!r}" if self._is_packet and self._stamped_by_host else ""
+            f", {excerpt(view.encoding)}, frame_id '{excerpt(view.frame_id)}'"
+            if self._is_packet and self._stamped_by_host
+            else ""
         )
         facts = [
             f"{view.width}x{view.height}{of_packet}",
@@ -144,6 +147,7 @@ class StreamDoctor:
 
     def findings(self) -> list[Finding]:
         """Everything that is wrong, the worst first."""
+        self._stream.end()
         if self._messages == 0:
             return [
                 Finding("no_messages", "no event packet came: see that the camera is connected and its driver runs")

@@ -1,5 +1,7 @@
 """The package's errors. Every message says what was wrong, where, and what to do about it."""
 
+_EXCERPT = 40
+
 
 class EventSam3dError(Exception):
     """Base of all errors raised on purpose by this package.
@@ -38,3 +40,9 @@ class CheckpointError(EventSam3dError):
 
 class ConfigurationError(EventSam3dError):
     """A configuration or parameter with an unknown name or a value out of range."""
+
+
+def excerpt(text: str) -> str:
+    """Text from outside as it may stand in a sentence: 40 characters of it, on one line."""
+    shown = text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}..."
+    return shown if shown.isprintable() else repr(shown)[1:-1]

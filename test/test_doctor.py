@@ -91,6 +91,15 @@ def without(packets, dropped):
     return (packet for number, packet in enumerate(packets) if number not in dropped)
 
 
+def in_pairs_swapped(packets):
+    packets = list(packets)
+    yield from packets[:10]
+    for number in range(10, 20, 2):
+        yield packets[number + 1]
+        yield packets[number]
+    yield from packets[20:]
+
+
 SICK = {
     "sequence_gap": lambda: without(stream(), range(100, 110)),
     "backward_time": lambda: [*stream(150), *stream(150)],
@@ -104,6 +113,8 @@ SICK = {
     "one_polarity": lambda: stream(p=1),
     "gap": lambda: without(stream(), range(100, 260)),
     "truncated_packet": lambda: changed(stream(), 20, payload=b"abc"),
+    "duplicate_packet": lambda: (packet for packet in stream() for _ in range(2)),
+    "late_packet": lambda: in_pairs_swapped(stream()),
     "byte_order": lambda: (packet | {"payload": swapped(packet["payload"])} for packet in stream()),
     "small_messages": lambda: (
         packet | {"stamp_ns": START_NS + 100_000 * number, "seq": number, "payload": b""}
@@ -120,11 +131,21 @@ def test_what_is_wrong_is_named(reason):
     allowed = {
         "gap": {"sequence_gap", "gap"},
         "byte_order": {"byte_order", "corrupt_packet"},
-        "truncated_packet": {"truncated_packet", "sequence_gap"},
         "small_messages": {"small_messages", "silent_camera"},
         "stream_restarted": {"stream_restarted", "gap", "time_jump", "backward_time"},
     }
     assert set(found) <= allowed.get(reason, {reason})
+
+
+def test_what_is_said_of_a_long_name_is_short():
+    doctor = doctor_of(changed(stream(20), None, frame_id="f" * 5000 + "\n"))
+    assert len(doctor.facts()[0]) < 100 and doctor.facts()[0].isprintable()
+
+
+def test_packets_lost_at_the_very_end_count_too():
+    doctor = doctor_of(without(stream(), range(297, 299)))
+    assert [finding.reason for finding in doctor.findings()] == ["sequence_gap"]
+    assert doctor.facts()[1].endswith(", 2 lost")
 
 
 def test_no_message_at_all():

@@ -33,7 +33,7 @@ class BackwardTimeError(InputError):
 
     def __init__(self, what: str, before_us: int, after_us: int) -> None:
         super().__init__(
-            f"{what} ran backwards from {before_us / 1e6:.6f} s to {after_us / 1e6:.6f} s: start anew from here",
+            f"{what} ran backwards from {before_us / 1e6:.6f} s to {after_us / 1e6:.6f} s",
             reason="backward_time",
         )
 

@@ -16,7 +16,7 @@ documentation.
 
 from __future__ import annotations
 
-from event_sam3d_ros.errors import DecodeError
+from event_sam3d_ros.errors import DecodeError, excerpt
 from event_sam3d_ros.events.codec_base import Decoder, Encoder
 from event_sam3d_ros.events.codec_evt2 import Evt2Decoder, Evt2Encoder, Evt21Decoder, Evt21Encoder
 from event_sam3d_ros.events.codec_evt3 import Evt3Decoder, Evt3Encoder
@@ -87,6 +87,7 @@ def make_encoder(encoding: str, width: int, height: int) -> Encoder:
 def _codec(encoding: str) -> tuple[type[Decoder], type[Encoder]]:
     if encoding not in _CODECS:
         raise DecodeError(
-            f"event encoding {encoding!r} is not known: use one of {', '.join(ENCODINGS)}", reason="unknown_encoding"
+            f"event encoding '{excerpt(encoding)}' is not known: use one of {', '.join(ENCODINGS)}",
+            reason="unknown_encoding",
         )
     return _CODECS[encoding]

@@ -47,6 +47,8 @@ _REASONS = (
     "stream_restarted",
     "clock_step",
     "sequence_gap",
+    "late_packet",
+    "duplicate_packet",
     "libcaer_cmp_stale_y",
     "libcaer_cmp_time_fold",
     "no_events_yet",

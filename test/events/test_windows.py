@@ -7,7 +7,12 @@ import pytest
 
 from event_sam3d_ros.errors import ConfigurationError, DecodeError, InputError
 from event_sam3d_ros.events.buffer import EventBuffer
-from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr, make_encoder
+from event_sam3d_ros.events.codecs import (
+    encode_dvs_event_array_cdr,
+    encode_event_packet_cdr,
+    make_encoder,
+    parse_event_packet_cdr,
+)
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.filters import FilterSettings
 from event_sam3d_ros.events.representations import tencode, tencode_reference
@@ -187,7 +192,7 @@ def test_filters_start_anew_with_the_stream_and_fit_its_size():
         fields = {"width": 100, "encoding": "evt3", "payload": payload, "time_base": time_base}
         setup.feed([packet(stamp_ns=START_NS + 300 * MS + seq * 200 * MS, seq=seq, **fields)])
     assert setup.counts == {"stream_changed": 1} and before > 100
-    assert setup.windows.stream.values["events/background_events"] == "2"
+    assert setup.windows.stream.values["events/background_events"] == str(before + 2)
 
 
 def test_a_calibration_of_another_size_rectifies_nothing_and_says_so():
@@ -565,3 +570,165 @@ def test_no_more_frames_wait_than_allowed():
     for index in range(70):
         setup.windows.add_frame(START_NS + index, "camera", 0.0)
     assert setup.counts == {"too_many_frames": 6}
+
+
+# What happens to packets on their way: twice, late, refused.
+
+
+def array_messages(events):
+    for t0 in range(0, int(events.t[-1]) + 1, PACKET_US):
+        part = events[(events.t >= t0) & (events.t < t0 + PACKET_US)]
+        absolute = Events(part.t + START_NS // 1000, part.x, part.y, part.p)
+        yield encode_dvs_event_array_cdr(START_NS, "events", WIDTH, HEIGHT, absolute)
+
+
+def renumbered(cdrs, seq):
+    for cdr in cdrs:
+        view = parse_event_packet_cdr(cdr)
+        yield encode_event_packet_cdr(**(view.__dict__ | {"seq": seq}))
+
+
+def assert_same(setup, clean):
+    (window,), (expected,) = setup.window_at(100), clean.window_at(100)
+    assert window.event_count == expected.event_count > 0
+    assert np.array_equal(window.image, expected.image)
+    assert setup.windows.stream.events == clean.windows.stream.events
+
+
+@pytest.mark.parametrize(
+    "kind, apart", [("evt3", 1), ("evt3", 2), ("mono", 1), ("mono", 2), ("all numbers 0", 1), ("dvs", 1)]
+)
+def test_packets_that_come_twice_are_taken_once_and_counted(kind, apart):
+    events = random_events()
+    of_type = ("dvs_msgs/msg/EventArray",) if kind == "dvs" else ()
+    cdrs = list(array_messages(events)) if kind == "dvs" else packets(events, "mono" if kind == "mono" else "evt3")
+    if kind == "all numbers 0":
+        cdrs = list(renumbered(cdrs, 0))
+    clean, setup = Setup(*of_type), Setup(*of_type)
+    clean.feed(cdrs)
+    for first in range(0, len(cdrs), apart):
+        setup.feed(2 * cdrs[first : first + apart])
+    assert setup.counts == {"duplicate_packet": len(cdrs)}
+    assert setup.windows.stream.values["events/duplicate_packets"] == str(len(cdrs))
+    assert setup.windows.stream.packets == len(cdrs) and setup.windows.stream.lost_packets == 0
+    assert_same(setup, clean)
+
+
+def test_packets_of_one_number_stamp_and_size_are_not_the_same():
+    events = random_events(200, duration_us=4000)
+    setup = Setup()
+    parts = [events[i : i + 10] for i in range(0, 200, 10)]
+    encoder = make_encoder("mono", WIDTH, HEIGHT)
+    for part in parts:
+        payload, time_base = encoder.encode(part)
+        setup.feed([packet(seq=0, encoding="mono", time_base=time_base, payload=payload)])
+    assert setup.windows.stream.events == 200
+    assert not setup.reports
+
+
+@pytest.mark.parametrize("odd", [lambda: packet(width=32, payload=b"ab"), lambda: packet(seq=2**62, payload=b"ab")])
+def test_an_odd_packet_that_comes_twice_starts_no_stream(odd):
+    cdrs = packets(random_events())
+    clean, setup = Setup(), Setup()
+    clean.feed(cdrs)
+    setup.feed([*cdrs[:10], odd(), odd(), *cdrs[10:]])
+    assert setup.windows.stream.starts == 0 and setup.counts["duplicate_packet"] == 1
+    assert_same(setup, clean)
+
+
+@pytest.mark.parametrize("encoding", ["mono", "libcaer", "evt3"])
+def test_swapped_packets_are_late_not_lost_and_no_restart(encoding):
+    events = random_events()
+    cdrs = packets(events, encoding)
+    swapped = cdrs.copy()
+    for place in (10, 20, 30):
+        swapped[place], swapped[place + 1] = swapped[place + 1], swapped[place]
+    clean, setup = Setup(), Setup()
+    clean.feed(cdrs)
+    setup.feed(swapped)
+    assert setup.counts == {"late_packet": 3}
+    assert "out of order (number 10 after 11)" in setup.reports[0][1]
+    stream = setup.windows.stream
+    assert stream.lost_packets == 0 and stream.newest.seq == clean.windows.stream.newest.seq
+    if encoding != "evt3":
+        assert_same(setup, clean)
+        return
+    assert "left out, for evt3" in setup.reports[0][1]
+    # Without the three, the others are decoded as if those had been lost: no event at a wrong place or time.
+    lossy = Setup()
+    lossy.feed(cdr for place, cdr in enumerate(cdrs) if place not in (10, 20, 30))
+    lossy.windows.stream.end()
+    assert lossy.counts == {"sequence_gap": 3} and lossy.windows.stream.lost_packets == 3
+    assert_same(setup, lossy)
+
+
+def test_a_packet_that_comes_again_later_is_known_if_it_came_late_before():
+    cdrs = packets(random_events())
+    setup = Setup()
+    setup.feed([*cdrs[:10], cdrs[11], cdrs[10], cdrs[10], *cdrs[12:]])
+    assert setup.counts == {"late_packet": 1, "duplicate_packet": 1}
+
+
+@pytest.mark.parametrize("reason", ["truncated_message", "truncated_packet", "corrupt_packet", "zero_stamp"])
+def test_a_packet_that_came_and_was_refused_is_not_lost(reason):
+    cdrs = packets(random_events())
+    setup = Setup()
+    setup.feed(cdrs[:10])
+    with pytest.raises((DecodeError, InputError)):
+        setup.feed([REFUSED_AT_ONCE[reason](cdrs)])  # instead of number 10
+    setup.feed(cdrs[11:20] + cdrs[22:])  # numbers 20 and 21 are lost
+    setup.windows.stream.end()
+    assert setup.counts == {"sequence_gap": 1} and setup.windows.stream.lost_packets == 2
+    assert setup.reports[0][1] == "2 event packets were lost on the way (seq jumps to 22)"
+
+
+@pytest.mark.parametrize("reason", ["stream_changed", "time_jump"])
+def test_a_packet_that_was_set_aside_and_dropped_is_not_lost(reason):
+    cdrs = packets(random_events())
+    setup = Setup()
+    setup.feed([*cdrs[:10], SET_ASIDE[reason][0](cdrs), *cdrs[11:]])
+    setup.windows.stream.end()
+    assert setup.counts == {reason: 1} and setup.windows.stream.lost_packets == 0
+
+
+def test_what_is_lost_before_a_stream_ends_is_counted_when_another_begins():
+    cdrs = packets(random_events(duration_us=400_000, count=8000))
+    setup = Setup()
+    setup.feed([*cdrs[:40], *cdrs[45:47], *cdrs])
+    assert setup.counts == {"sequence_gap": 1, "backward_time": 1}
+    assert setup.windows.stream.lost_packets == 5
+
+
+def test_counters_are_totals_over_all_streams():
+    events = random_events(duration_us=400_000, count=8000)
+    x = events.x.copy()
+    x[100] = WIDTH + 5
+    kept = events[np.arange(len(events)) != 100]
+    wide = packets(Events(events.t, x, events.y, events.p), width=WIDTH + 10)
+    cdrs = [encode_event_packet_cdr(**(parse_event_packet_cdr(cdr).__dict__ | {"width": WIDTH})) for cdr in wide]
+    setup = Setup(filters=FilterSettings(polarity="on"))
+    for round in (1, 2):
+        setup.feed(cdrs)
+        values = setup.windows.stream.values
+        assert values["events/out_of_range_events"] == str(round)
+        assert values["events/other_polarity_events"] == str(round * np.count_nonzero(kept.p == 0))
+    assert setup.windows.stream.starts == 1
+
+
+def test_no_sentence_repeats_more_than_a_piece_of_what_a_packet_says():
+    cdrs = packets(random_events())
+    endless = "x" * 5000 + "\n\x07"
+    setup = Setup()
+    setup.feed([*cdrs[:10], packet(encoding=endless), cdrs[10]])
+    assert "640" not in setup.reports[0][1] and len(setup.reports[0][1]) < 200
+    with pytest.raises(DecodeError) as error:
+        Setup().feed([packet(encoding="\n\x07" + endless)])
+    assert len(str(error.value)) < 200 and str(error.value).isprintable()
+
+
+def test_a_step_back_says_what_happens_once():
+    cdrs = packets(random_events())
+    setup = Setup()
+    setup.feed([*cdrs[:10], packet(stamp_ns=START_NS - 10_000 * MS), *cdrs[10:]])
+    assert "dropped: stamp of the event packets ran backwards" in setup.reports[0][1]
+    assert "anew" not in setup.reports[0][1]
