@@ -1,8 +1,8 @@
 """Plays a rosbag2 recording to real ROS topics, with /clock in the recording's time.
 
 It needs no rosbag2 installation: messages are published as the bytes that lie in the bag. A tool, not a lifecycle node:
-it ends with exit code 0 when the recording is over, 1 if there is nothing that it can play, 2 if its parameters were
-refused.
+it ends with exit code 0 when the recording is over, 2 if it could not start (parameters that were refused, nothing that
+it can play), 1 if the recording turns out to be damaged.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from event_sam3d_ros.recordings.files import Rosbag2Recording, open_rosbag2
 
 _EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
 _OTHER_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+_SETTLED_S = 0.5  # without a new subscriber: discovery finds those of one process after the other
 _CLOCK_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
@@ -91,10 +92,19 @@ class BagPlayerNode(Node):
             self.finished.set_exception(error)
 
     def _wait_for_subscribers(self) -> None:
-        """Waits until every topic is listened to, as long as the parameter allows."""
+        """Waits until every topic is listened to and nobody else begins to, as long as the parameter allows.
+
+        /clock stands at the recording's start until then, so that listeners know the time when the first message comes.
+        """
         deadline = time.monotonic() + self._wait_s
+        known, since = 0, time.monotonic()
         while time.monotonic() < deadline and not self._stop.wait(0.05):
-            if all(publisher.get_subscription_count() for publisher in self._publishers_by_topic.values()):
+            self._clock.publish(Clock(clock=ns_to_stamp(self._recording.start_ns)))
+            counts = [publisher.get_subscription_count() for publisher in self._publishers_by_topic.values()]
+            listeners = sum(counts) + self._clock.get_subscription_count()
+            if listeners != known:
+                known, since = listeners, time.monotonic()
+            if all(counts) and time.monotonic() - since >= _SETTLED_S:
                 break
         self._stop.wait(self._delay_s)
 
@@ -105,6 +115,8 @@ class BagPlayerNode(Node):
                 return
             if message.topic in self._publishers_by_topic:
                 self._publishers_by_topic[message.topic].publish(message.cdr)
+        if losses := str(self._recording.losses):
+            self.get_logger().warning(f"not played: {losses}")
         self._wait_until(begin, self._recording.end_ns + self._tail_ns)
 
     def _wait_until(self, begin: float, bag_ns: int) -> bool:
@@ -137,7 +149,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0
         except EventSam3dError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 2 if isinstance(error, ConfigurationError) else 1
+            return 2 if player is None else 1
         finally:
             executor.shutdown()
             if player is not None:
