@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.errors import InputError, excerpt
 
 ENCODINGS: dict[str, tuple[str, int]] = {
     "rgb8": ("u1", 3),
@@ -27,7 +27,8 @@ def pixels_from_bytes(encoding: str, height: int, width: int, step: int, is_bige
     """
     if encoding not in ENCODINGS:
         raise InputError(
-            f"image encoding {encoding!r} is not among {', '.join(ENCODINGS)}: let the driver send one of those",
+            f"image encoding '{excerpt(encoding)}' is not among {', '.join(ENCODINGS)}: let the driver send one of "
+            "those",
             reason="bad_encoding",
         )
     kind, channels = ENCODINGS[encoding]

@@ -25,6 +25,7 @@ from event_sam3d_ros.sam3d.layout import CropFrame, grid_centers, object_rotatio
 from event_sam3d_ros.sam3d.network import Network
 
 OCCUPANCY_RESOLUTION = 64
+_SHIPPED = "event-sam3d-*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,11 @@ def find_weights(name_or_path: str | Path) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
+    known = sorted({file.stem.removeprefix("event-sam3d-") for one in folders for file in one.glob(_SHIPPED)})
+    kind = "model file" if path.suffix == ".safetensors" or path.name != str(name_or_path) else "model"
     raise CheckpointError(
-        f"no model {str(name_or_path)!r}: it is neither a shipped name ({name}) nor a file; "
-        "give a path, or set EVENT_SAM3D_WEIGHTS to the folder that holds it",
+        f"there is no {kind} {str(name_or_path)!r}: give the path of a .safetensors file or a name "
+        f"({', '.join(known) or 'none is installed'}); EVENT_SAM3D_WEIGHTS may name a folder with more models",
         reason="no_checkpoint",
     )
 

@@ -152,8 +152,11 @@ def test_surface_points_of_a_ball_lie_on_it():
 
 
 def test_unknown_models_devices_and_precisions_are_refused(monkeypatch, tmp_path):
-    with pytest.raises(CheckpointError, match="neither a shipped name"):
+    with pytest.raises(CheckpointError, match=r"there is no model 'no-such-model': give .* a name \(nano\)"):
         find_weights("no-such-model")
+    for path in ("/nowhere.safetensors", "there/is/none", "none.safetensors"):
+        with pytest.raises(CheckpointError, match=f"there is no model file '{path}': give the path"):
+            find_weights(path)
     (tmp_path / "event-sam3d-mine.safetensors").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EVENT_SAM3D_WEIGHTS", raising=False)

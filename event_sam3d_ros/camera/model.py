@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from event_sam3d_ros.errors import CalibrationError, InputError
+from event_sam3d_ros.errors import CalibrationError, InputError, excerpt
 
 _COEFFICIENTS = {"plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,)}
 
@@ -55,7 +55,7 @@ class CameraModel:
         if self.is_distorted and len(self.D) not in _COEFFICIENTS.get(self.model, ()):
             known = ", ".join(f"{name} ({' or '.join(map(str, n))} coefficients)" for name, n in _COEFFICIENTS.items())
             raise CalibrationError(
-                f"distortion model '{self.model}' with {len(self.D)} coefficients is not known: use {known}",
+                f"distortion model '{excerpt(self.model)}' with {len(self.D)} coefficients is not known: use {known}",
                 reason="bad_calibration",
             )
 

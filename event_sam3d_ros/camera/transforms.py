@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from event_sam3d_ros.errors import CalibrationError
+from event_sam3d_ros.errors import CalibrationError, excerpt
+
+_NAMED = 10  # frames that an error names
 
 
 class StaticTransforms:
@@ -27,8 +29,9 @@ class StaticTransforms:
         values = np.array([*translation, *quaternion], np.float64)
         if not np.isfinite(values).all() or abs(np.linalg.norm(values[3:]) - 1) > 1e-2:
             raise CalibrationError(
-                f"the transform from {child} to {parent} is none (translation {list(translation)}, quaternion "
-                f"{list(quaternion)}): publish finite numbers and a unit quaternion",
+                f"the transform from {excerpt(child)} to {excerpt(parent)} is none "
+                f"(translation {list(translation)}, quaternion {list(quaternion)}): publish finite numbers and "
+                "a unit quaternion",
                 reason="bad_transform",
             )
         matrix: NDArray[np.float64] = np.eye(4)
@@ -54,9 +57,10 @@ class StaticTransforms:
                     found[neighbour] = self._edges[neighbour][frame] @ found[frame]
                     waiting.append(neighbour)
         if target not in found:
+            known = ", ".join(map(excerpt, sorted(self._edges)[:_NAMED]))
             raise CalibrationError(
-                f"/tf_static does not connect the RGB camera's frame {target!r} with the event camera's {source!r} "
-                f"(it knows {', '.join(sorted(self._edges)) or 'no frames'}): publish the transform with "
+                f"/tf_static does not connect the RGB camera's frame '{excerpt(target)}' with the event camera's "
+                f"'{excerpt(source)}' (it knows {known or 'no frames'}): publish the transform with "
                 "static_transform_publisher, or give a calibration_file",
                 reason="no_transform",
             )

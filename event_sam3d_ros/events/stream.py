@@ -292,7 +292,7 @@ class EventStream:
             )
         if self._newest_ns - view.stamp_ns > BACKWARD_TOLERANCE_US * 1000:
             return BackwardTimeError("stamp of the event packets", self._newest_ns // 1000, view.stamp_ns // 1000)
-        if view.seq < newest.seq and view.stamp_ns <= self._newest_ns and self._numbers.is_missing(view.seq):
+        if view.seq < newest.seq and view.stamp_ns <= newest.stamp_ns and self._numbers.is_missing(view.seq):
             return None  # late
         if not -1 < view.seq - newest.seq <= MAX_LOST:
             return DecodeError(

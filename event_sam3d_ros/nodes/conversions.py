@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.errors import InputError, excerpt
 from event_sam3d_ros.pixels import ENCODINGS, depth_from_pixels, pixels_from_bytes, rgb_from_pixels
 
 _POINT_TYPES = {
@@ -76,15 +76,15 @@ def _through_cv_bridge(message: Image) -> NDArray:
         bridge = importlib.import_module("cv_bridge").CvBridge()
     except ImportError as error:
         raise InputError(
-            f"image encoding {message.encoding!r} is not among {', '.join(ENCODINGS)}, and cv_bridge, which could "
-            f"convert it, is not installed here ({error}): let the driver send one of those",
+            f"image encoding '{excerpt(message.encoding)}' is not among {', '.join(ENCODINGS)}, and cv_bridge, which "
+            f"could convert it, is not installed here ({error}): let the driver send one of those",
             reason="bad_encoding",
         ) from None
     try:
         return bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
     except Exception as error:  # CvBridgeError, cv2.error, or what its C++ part throws
         raise InputError(
-            f"cv_bridge can't convert image encoding {message.encoding!r}: {error}", reason="bad_encoding"
+            f"cv_bridge can't convert image encoding '{excerpt(message.encoding)}': {error}", reason="bad_encoding"
         ) from error
 
 
@@ -94,13 +94,16 @@ def rgb_from_message(message: Image | CompressedImage) -> NDArray[np.uint8]:
         decoded = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR) if message.data else None
         if decoded is None:
             raise InputError(
-                f"a compressed image ({message.format!r}, {len(message.data)} bytes) can't be decoded: it is damaged",
+                f"a compressed image ('{excerpt(message.format)}', {len(message.data)} bytes) can't be decoded: it is "
+                "damaged",
                 reason="bad_image",
             )
         return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     pixels = image_to_numpy(message)
     if pixels.dtype.kind == "f" or message.encoding == "16UC1":
-        raise InputError(f"a frame can't be {message.encoding}: send rgb8, bgr8 or mono8", reason="bad_encoding")
+        raise InputError(
+            f"a frame can't be {excerpt(message.encoding)}: send rgb8, bgr8 or mono8", reason="bad_encoding"
+        )
     return rgb_from_pixels(pixels[..., ::-1] if message.encoding == "bgr8" else pixels)
 
 
@@ -109,7 +112,7 @@ def mask_from_message(message: Image) -> NDArray:
     pixels = image_to_numpy(message)
     if pixels.ndim != 2 or pixels.dtype.kind != "u":
         raise InputError(
-            f"the mask is {message.encoding}: send a label image as mono8 or mono16", reason="bad_encoding"
+            f"the mask is {excerpt(message.encoding)}: send a label image as mono8 or mono16", reason="bad_encoding"
         )
     return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
 
@@ -120,7 +123,7 @@ def depth_from_message(message: Image) -> NDArray[np.float32]:
     if message.encoding in ("32FC1", "16UC1", "mono16"):
         return depth_from_pixels(pixels)
     raise InputError(
-        f"depth is {message.encoding}: send 32FC1 in metres or 16UC1 in millimetres", reason="bad_encoding"
+        f"depth is {excerpt(message.encoding)}: send 32FC1 in metres or 16UC1 in millimetres", reason="bad_encoding"
     )
 
 

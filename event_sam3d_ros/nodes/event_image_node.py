@@ -33,7 +33,7 @@ from event_sam3d_ros.nodes.conversions import (
 )
 from event_sam3d_ros.nodes.message_classes import message_class
 from event_sam3d_ros.nodes.parameters import EVENT_IMAGE_NODE
-from event_sam3d_ros.nodes.pipeline_node import PipelineNode, run_node
+from event_sam3d_ros.nodes.pipeline_node import NO_CLOCK, PipelineNode, run_node
 
 _REASONS = (
     "truncated_message",
@@ -55,6 +55,7 @@ _REASONS = (
     "incomplete_window",
     "too_many_frames",
     "zero_stamp",
+    "no_clock",
     "bad_geometry",
     "internal_error",
     "unknown_parameter",
@@ -259,7 +260,11 @@ class EventImageNode(PipelineNode):
         self._window_publisher.publish(message)
         self._image_publisher.publish(image_message(window.image, "rgb8", header))
         self.health.tick("event_image")
-        self.health.latency((self.get_clock().now().nanoseconds - window.ros_ns) / 1e6)
+        age_ms = self.age_ms(window.ros_ns)
+        if age_ms is None:
+            self.health.report("no_clock", NO_CLOCK)
+        else:
+            self.health.latency(age_ms)
 
     def diagnostic_values(self) -> dict[str, str]:
         """Rate of events since the last call; the stream's buffer, clock and counters."""

@@ -9,11 +9,18 @@ from typing import Any
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from event_sam3d_ros.errors import EventSam3dError
 from event_sam3d_ros.nodes.health import Health
 
 _DRAIN_S = 0.02
+_UNKNOWN_NAME = "_NODE_NAME_UNKNOWN_"  # rmw's
+
+
+def name_of(endpoint: TopicEndpointInfo) -> str:
+    """The node of a publisher or subscriber: discovery learns it later than the endpoint itself."""
+    return "a node" if endpoint.node_name == _UNKNOWN_NAME else endpoint.node_name
 
 
 class Input:
@@ -115,7 +122,7 @@ class Input:
             return None
         publishers = self._node.get_publishers_info_by_topic(self.topic)
         described = ", ".join(
-            f"{info.node_name} ({info.topic_type}, {info.qos_profile.reliability.short_key}, "
+            f"{name_of(info)} ({info.topic_type}, {info.qos_profile.reliability.short_key}, "
             f"{info.qos_profile.durability.short_key})"
             for info in publishers
         )

@@ -32,10 +32,13 @@ _DIAGNOSTICS_PERIOD_S = 1.0
 _REFRESH_PERIOD_S = 0.5
 _FOREIGN_PARAMETERS = ("use_sim_time", "start_type_description_service")
 _FOREIGN_PREFIXES = ("qos_overrides.",)
+NO_CLOCK = "the latency of a result is not known: use_sim_time is set, but nothing has come on /clock so far"
 
 
 class PipelineNode(LifecycleNode):
     """A lifecycle node that configures and activates itself unless ``autostart`` is false.
+
+    ``exit_code``: set where that failed, for nobody would try again; without ``autostart`` a lifecycle manager may.
 
     Subclasses fill ``configure`` (load, ``add_output``), ``activate`` (``add_input``, start threads), ``deactivate``
     and ``cleanup`` (the way back; both must also work on what is half made; inputs and outputs end by themselves). An
@@ -55,6 +58,7 @@ class PipelineNode(LifecycleNode):
         self.inputs: list[Input] = []
         self._outputs: list[Publisher] = []
         self.state = "unconfigured"
+        self.exit_code: int | None = None
         self._failure = ""
         self._silent: dict[str, str] = {}
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -122,8 +126,11 @@ class PipelineNode(LifecycleNode):
 
     def _autostart(self) -> None:
         self._autostart_timer.cancel()
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-            self.trigger_activate()
+        for trigger in (self.trigger_configure, self.trigger_activate):
+            result = trigger()
+            if result != TransitionCallbackReturn.SUCCESS:
+                self.exit_code = 2 if result == TransitionCallbackReturn.FAILURE else 1
+                return
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Lifecycle transition."""
@@ -249,6 +256,11 @@ class PipelineNode(LifecycleNode):
             else:
                 self._silent.pop(connection.source, None)
 
+    def age_ms(self, stamp_ns: int) -> float | None:
+        """How long ago a stamp was; None as long as the node's clock waits for /clock."""
+        now_ns = self.get_clock().now().nanoseconds
+        return (now_ns - stamp_ns) / 1e6 if now_ns else None
+
     def diagnostic_values(self) -> dict[str, str]:
         """More key-values for the diagnostics."""
         return {}
@@ -324,7 +336,8 @@ def ros_until_signal(args: Sequence[str] | None) -> Iterator[threading.Event]:
 
 
 def run_node(make_node: Callable[[], PipelineNode], args: Sequence[str] | None = None) -> int:
-    """Spin a node until SIGINT or SIGTERM; the exit code: 0, or 2 if its parameters were refused.
+    """Spin a node until SIGINT or SIGTERM; the exit code: 0, or where it could not start 2 (parameters that are refused
+    or contradict each other, files that are missing or damaged) or 1 (an unexpected error).
 
     The end is in order: executor, the node's worker and entities, context.
     """
@@ -337,9 +350,9 @@ def run_node(make_node: Callable[[], PipelineNode], args: Sequence[str] | None =
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         try:
-            while not stop.is_set():
+            while not stop.is_set() and node.exit_code is None:
                 executor.spin_once(timeout_sec=0.1)
         finally:
             executor.shutdown()
             node.close()
-    return 0
+    return node.exit_code or 0

@@ -17,12 +17,12 @@ from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
 from event_sam3d_ros.camera.model import CameraModel
-from event_sam3d_ros.errors import CalibrationError, EventSam3dError, InputError
+from event_sam3d_ros.errors import CalibrationError, EventSam3dError, InputError, excerpt
 from event_sam3d_ros.msg import EventWindow, ReconstructedObjectArray
 from event_sam3d_ros.nodes import conversions, debug_image, outputs
 from event_sam3d_ros.nodes.pairing import Frame, StampPairing
 from event_sam3d_ros.nodes.parameters import RECONSTRUCTION_NODE
-from event_sam3d_ros.nodes.pipeline_node import PipelineNode, run_node
+from event_sam3d_ros.nodes.pipeline_node import NO_CLOCK, PipelineNode, run_node
 from event_sam3d_ros.nodes.worker import LatestWinsWorker
 from event_sam3d_ros.observations import FrameArrays, build_observation
 from event_sam3d_ros.preprocess import Observation
@@ -47,6 +47,7 @@ _REASONS = (
     "bad_image",
     "zero_stamp",
     "no_frame_id",
+    "no_clock",
     "window_mismatch",
     "dropped_latest_wins",
     "stale",
@@ -240,16 +241,13 @@ class ReconstructionNode(PipelineNode):
             )
 
     def _check_age(self, stamp_ns: int) -> None:
-        age_ms, limit_ms = self._age_ms(stamp_ns), self.value("max_age_ms")
-        if limit_ms and age_ms > limit_ms:
+        age_ms, limit_ms = self.age_ms(stamp_ns), self.value("max_age_ms")
+        if limit_ms and age_ms is not None and age_ms > limit_ms:
             raise InputError(
                 f"a frame is {age_ms:.0f} ms old, more than max_age_ms ({limit_ms:g}): the model is too slow, or "
                 "this is a recording played without its clock (set use_sim_time)",
                 reason="stale",
             )
-
-    def _age_ms(self, stamp_ns: int) -> float:
-        return (self.get_clock().now().nanoseconds - stamp_ns) / 1e6
 
     def _observation(self, task: _Task) -> Observation:
         messages = self._of_one_frame(task.frame.messages)
@@ -279,7 +277,7 @@ class ReconstructionNode(PipelineNode):
             other = messages[source].header.frame_id if source in messages else ""
             if not frame_id or not other or other == frame_id:
                 continue
-            sentence = f"{source} has the frame_id {other}, the image {frame_id}"
+            sentence = f"{source} has the frame_id {excerpt(other)}, the image {excerpt(frame_id)}"
             if isinstance(messages[source], PointCloud2):
                 self.health.report("frame_mismatch", f"{sentence}: points are not used; transform them before")
                 del kept[source]
@@ -314,7 +312,11 @@ class ReconstructionNode(PipelineNode):
         else:
             self.health.report("no_frame_id", "frames have no frame_id, so nothing goes to /tf: set it in the driver")
         self.health.tick("objects")
-        self.health.latency(self._age_ms(task.frame.stamp_ns))
+        age_ms = self.age_ms(task.frame.stamp_ns)
+        if age_ms is None:
+            self.health.report("no_clock", NO_CLOCK)
+        else:
+            self.health.latency(age_ms)
         if self._markers.get_subscription_count():
             self._markers.publish(outputs.markers(reconstructions, header))
         if self._debug.get_subscription_count():

@@ -17,7 +17,7 @@ from event_sam3d_ros.errors import ConfigurationError, EventSam3dError
 from event_sam3d_ros.events.codecs import ARRAY_TYPES, PACKET_TYPES
 from event_sam3d_ros.events.warmup import warm_up
 from event_sam3d_ros.nodes.health import Health
-from event_sam3d_ros.nodes.inputs import Input
+from event_sam3d_ros.nodes.inputs import Input, name_of
 from event_sam3d_ros.nodes.message_classes import message_class
 
 _DISCOVERY_S = 5.0  # on a busy machine it takes more than three
@@ -110,7 +110,7 @@ def _nobody(node: Node, name: str) -> Finding:
 def _of_publishers(publishers: list[TopicEndpointInfo]) -> list[Finding]:
     if len(publishers) < 2:
         return []
-    names = ", ".join(publisher.node_name for publisher in publishers)
+    names = ", ".join(map(name_of, publishers))
     sentence = f"{len(publishers)} publish here ({names}): two streams can't be told apart; remap all but one"
     return [Finding("several_publishers", sentence)]
 
@@ -130,7 +130,7 @@ def _deaf_subscribers(node: Node, name: str) -> list[Finding]:
                 found.append(
                     Finding(
                         "qos_mismatch",
-                        f"{subscriber.node_name} gets nothing from {publisher.node_name}: it asks for "
+                        f"{name_of(subscriber)} gets nothing from {name_of(publisher)}: it asks for "
                         f"{' and '.join(asked)}; subscribe with the QoS of sensor data (best effort, volatile)",
                     )
                 )
@@ -139,4 +139,4 @@ def _deaf_subscribers(node: Node, name: str) -> list[Finding]:
 
 def _describe(publisher: TopicEndpointInfo) -> str:
     qos = publisher.qos_profile
-    return f"{publisher.node_name} ({qos.reliability.short_key}, {qos.durability.short_key})"
+    return f"{name_of(publisher)} ({qos.reliability.short_key}, {qos.durability.short_key})"

@@ -32,6 +32,13 @@ def test_images_go_round(encoding, dtype, channels):
     assert back.dtype == pixels.dtype and np.array_equal(back, pixels)
 
 
+def test_an_endless_encoding_is_not_repeated_as_a_whole():
+    message = Image(header=HEADER, encoding="\n" + "x" * 5000, width=1, height=1, step=1, data=b"a")
+    with pytest.raises(InputError, match="image encoding") as error:
+        conversions.image_to_numpy(message)
+    assert len(str(error.value)) < 400 and str(error.value).isprintable()
+
+
 def test_reading_an_image_makes_no_copy():
     message = conversions.image_message(np.zeros((5, 7), np.uint8), "mono8", HEADER)
     view = conversions.image_to_numpy(message)

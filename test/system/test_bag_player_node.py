@@ -69,7 +69,7 @@ def test_messages_come_as_they_lie_in_the_bag(peer, start, bag, received):
     times = [stamp_to_ns(clock.clock) for clock in clocks]
     assert times == sorted(times)
     last = START_NS + (PACKETS - 1) * PERIOD_NS
-    assert START_NS <= times[0] < START_NS + 300_000_000
+    assert times[:3] == [START_NS] * 3  # before the first message
     assert last + 800_000_000 < times[-1] <= last + 1_000_000_000  # /clock goes on for a second
 
 
@@ -90,7 +90,7 @@ def test_a_loop_goes_on_until_it_is_interrupted(peer, start, bag, received):
     ("arguments", "sentence", "code"),
     [
         ((), "parameter bag is empty", 2),
-        (("-p", "bag:=/nowhere"), "/nowhere does not exist", 1),
+        (("-p", "bag:=/nowhere"), "/nowhere does not exist", 2),
         (("-p", "bag:=/nowhere", "-p", "rate:=-1.0"), "parameter rate can't be -1.0", 2),
         (("-p", "bag:=/nowhere", "-p", "speed:=2.0"), "there is no parameter speed", 2),
     ],

@@ -132,9 +132,38 @@ def test_lost_packets_are_counted(camera, peer):
     before = peer.counts(NODE)
     camera.seq += 7
     camera.check_segment()
+    camera.check_segment()
     after = peer.counts(NODE)
     assert after["sequence_gap"] - before["sequence_gap"] == 1
     assert after["lost_packets"] - before["lost_packets"] == 7
+
+
+def test_packets_that_come_twice_or_late_are_named_and_not_lost(camera, peer, process):
+    before = peer.counts(NODE)
+    now_us, seq = camera.now_us, camera.seq
+    first, second = camera.packet(), camera.packet(seq=seq + 1, stamp_ns=camera.start_ns + (now_us + 1) * 1000)
+    for cdr in (second, first):
+        camera.events.publish(cdr)
+    camera.seq += 2
+    camera.check_segment()
+    twice = camera.packet(payload=camera.encoder.encode(some_events(camera.now_us))[0])
+    camera.seq += 1
+    camera.now_us += PACKET_US
+    for cdr in (twice, twice):
+        camera.events.publish(cdr)
+    for _ in range(2):
+        camera.check_segment()
+    after = peer.counts(NODE)
+    changed = {key: after[key] - before[key] for key in after if after[key] != before[key]}
+    assert changed == {"late_packet": 1, "duplicate_packet": 1}
+    assert "late_packet: event packets arrive out of order" in process.log
+    assert "duplicate_packet: event packets come twice" in process.log
+    assert peer.status(NODE)[2]["events/duplicate_packets"] == "1"
+
+
+def some_events(t_us):
+    pixels = np.arange(20, dtype=np.uint16)
+    return Events(np.full(20, t_us, np.int64), pixels, pixels, np.ones(20, np.uint8))
 
 
 def test_diagnostics_tell_rate_clock_and_buffer(camera, peer):
@@ -234,16 +263,33 @@ def test_signals_end_the_node_in_order(process):
     [
         (("-p", "windw_ms:=3.0"), "error: there is no parameter windw_ms: did you mean window_ms?"),
         (("-p", "window_ms:=0.1"), "error: parameter window_ms can't be 0.1"),
+        (("-p", "window_ms:=950.0"), "bad_parameter: buffer_ms is 1000, less than window_ms + max_wait_ms = 1050"),
+        (
+            ("-p", "alignment:=homography", "-p", "calibration_file:=/no.yaml"),
+            "no_calibration: calibration /no.yaml can't be read",
+        ),
     ],
 )
-def test_bad_parameters_at_start_end_it_with_one_sentence(start, arguments, sentence):
+def test_what_makes_a_start_impossible_ends_it_with_one_sentence(start, arguments, sentence):
     process = start(NODE, *arguments)
     deadline = time.monotonic() + 30
     while process.exit_code is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.exit_code == 2
-    assert process.log.strip().startswith(sentence)
+    assert sentence in process.log
     assert len(process.log.strip().splitlines()) == 1
+
+
+def test_without_autostart_a_configuration_that_fails_is_answered_and_can_be_mended(start, peer):
+    name = f"{NODE}_managed"
+    process = start(NODE, "-r", f"__node:={name}", "-p", "autostart:=false", "-p", "window_ms:=950.0")
+    assert not peer.transition(name, "configure")
+    level, message, values = peer.status(name)
+    assert (level, values["state"]) == (b"\x02", "unconfigured") and "buffer_ms is 1000" in message
+    assert process.exit_code is None
+    assert peer.set_parameter(name, "window_ms", 50.0).successful
+    assert peer.transition(name, "configure") and peer.transition(name, "activate")
+    assert process.stop() == 0
 
 
 def test_sigterm_ends_it_as_well(start, peer):

@@ -266,6 +266,23 @@ def test_lifecycle_goes_round_and_a_bad_model_file_is_refused(camera, peer, tmp_
         assert peer.transition(NODE, "deactivate") and peer.transition(NODE, "cleanup")
 
 
+@pytest.mark.parametrize(
+    "parameter, sentence",
+    [
+        ("model:=/nowhere.safetensors", "no_checkpoint: there is no model file '/nowhere.safetensors'"),
+        ("device:=cuda:99", "bad_device: device 'cuda:99' was asked for, but torch finds"),
+    ],
+)
+def test_what_makes_a_start_impossible_ends_it_with_one_sentence(start, parameter, sentence):
+    process = start(NODE, "-p", parameter)
+    deadline = time.monotonic() + 60
+    while process.exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.exit_code == 2
+    assert sentence in process.log
+    assert len(process.log.strip().splitlines()) == 1
+
+
 def test_signals_end_the_node_in_order(process):
     assert process.stop(signal.SIGTERM) == 0
     assert "Traceback" not in process.log
