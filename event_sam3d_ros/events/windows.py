@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import EventSam3dError, InputError
 from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.filters import FilterSettings
 from event_sam3d_ros.events.representations import tencode, tencode_reference
@@ -177,8 +178,7 @@ class EventWindows:
             elif self._lost_since(self._sensor_us(start_ns)):
                 self._report(
                     "incomplete_window",
-                    "events at the start of a frame's window were no longer kept: raise buffer_ms, buffer_max_events "
-                    "or buffer_max_mb, or send frames sooner",
+                    self._why_no_longer_kept("at the start of a frame's window", "send frames sooner"),
                 )
             try:
                 windows.append(self._of_frame(frame, start_ns, end_ns))
@@ -208,6 +208,18 @@ class EventWindows:
         ahead_s = (self._sensor_us(end_ns) - t_last) / 1e6
         advice = ": check both drivers' clocks, and frame_clock" if ahead_s > PLAUSIBLE_NS / 1e9 else ""
         return f"{sentence}; it lies {ahead_s:.3f} s after the newest event{advice}"
+
+    def _why_no_longer_kept(self, which: str, other_advice: str) -> str:
+        newest, t_last = self.stream.newest, self.stream.t_last
+        assert newest is not None and t_last is not None
+        ahead_us = t_last - self._clock.to_sensor_us(newest.stamp_ns)
+        if ahead_us > BACKWARD_TOLERANCE_US:
+            return (
+                f"events whose times lie {ahead_us / 1e6:.3f} s ahead of their packet's stamp pushed those {which} out "
+                "of the buffer: packets are damaged on their way, or the driver's stamps are old"
+            )
+        advice = f"raise buffer_ms, buffer_max_events or buffer_max_mb, or {other_advice}"
+        return f"events {which} were no longer kept: {advice}"
 
     def _lost_since(self, t_us: int) -> bool:
         dropped = self._buffer.dropped_until
@@ -240,8 +252,7 @@ class EventWindows:
         elif self._lost_since(self._next[0] + 1):
             self._report(
                 "incomplete_window",
-                "events left the buffer before window_events of them had come: raise buffer_ms, buffer_max_events or "
-                "buffer_max_mb, or lower window_events",
+                self._why_no_longer_kept("of a window that was not yet full", "lower window_events"),
             )
             self._next = t_first, 0
         while (events := self._buffer.following(*self._next, self.settings.events)) is not None:

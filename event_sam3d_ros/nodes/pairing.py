@@ -26,9 +26,10 @@ class Frame:
 class StampPairing:
     """Collects messages of equal stamp until a frame is complete, newer ones are, or its time is over.
 
-    required  groups of sources without which a frame is dropped, counted as ``missing_<first of the group>``
-    optional  groups that are waited for, but not needed; counted the same way. Where one of a group is missing, all
-              of it counts as missing
+    required  groups of sources without which a frame is dropped, counted as ``missing_<first of the group>``, once for
+              each frame: by the first group that it lacks
+    optional  groups that are waited for, but not needed; what a frame goes on without is counted the same way. Where
+              one of a group is missing, all of it counts as missing
     near      one source (depth) whose stamps may differ by ``tolerance_ns``; waited for while ``near_expected()``
 
     Messages of one topic arrive in their order. So when a frame is complete, older ones will not be any more: they are
@@ -136,13 +137,17 @@ class StampPairing:
         self._finished[frame.stamp_ns] = now_s
         if self._near:
             self._attach_near(frame)
-        dropped = bool(self._missing(frame, self._required))
-        consequence = "the frame was dropped" if dropped else "the frame goes on without it"
-        for group in self._missing(frame, self._required + self._optional):
-            self._report(f"missing_{group[0]}", f"no {group[0]} with the stamp of a frame: {consequence}")
+        lacking = self._missing(frame, self._required)
+        if lacking:
+            source = lacking[0][0]
+            self._report(f"missing_{source}", f"no {source} with the stamp of a frame: the frame was dropped")
+            return None
+        for group in self._missing(frame, self._optional):
+            source = group[0]
+            self._report(f"missing_{source}", f"no {source} with the stamp of a frame: the frame goes on without it")
             for source in group:
                 frame.messages.pop(source, None)
-        return None if dropped else frame
+        return frame
 
     def _attach_near(self, frame: Frame) -> None:
         fitting = [

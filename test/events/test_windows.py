@@ -270,6 +270,20 @@ def test_events_that_the_buffer_dropped_are_missed_at_the_start_of_a_window(limi
     assert all("start of a frame's window" in sentence for _, sentence in setup.reports)
 
 
+def test_damaged_times_that_empty_the_buffer_are_no_reason_to_raise_it():
+    events = random_events()
+    cdrs = packets(events)
+    damaged = Events(np.array([190_000, 1_100_000]), events.x[:2], events.y[:2], events.p[:2])
+    payload, _ = make_encoder("evt3", WIDTH, HEIGHT).encode(damaged)
+    ahead = packet(seq=38, stamp_ns=START_NS + 190 * MS, payload=payload)
+    for buffer_us, end, advice in ((1_000_000, [ahead], "packets are damaged"), (50_000, cdrs[38:], "raise buffer_ms")):
+        setup = Setup(limits=(buffer_us, 10**6))
+        setup.feed(cdrs[:38] + end)
+        setup.window_at(100)
+        (report,) = [sentence for reason, sentence in setup.reports if reason == "incomplete_window"]
+        assert advice in report
+
+
 def test_a_frame_far_from_the_events_hints_at_the_clocks():
     setup = Setup()
     setup.feed(packets(random_events()))

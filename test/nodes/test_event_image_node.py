@@ -175,6 +175,14 @@ def test_filters_that_make_no_sense_are_refused(ros, arguments, reason, sentence
     node.close()
 
 
+def test_before_the_first_clock_there_is_no_latency(bench):
+    made = bench(window_mode="continuous", use_sim_time=True)
+    send_events(made, "event_camera_msgs/msg/EventPacket")
+    made.wait_for(lambda: len(made.images) == 3)
+    assert made.node.health.counts["no_clock"] == 3
+    assert not [key for key in made.node.health.values() if key.startswith("latency")]
+
+
 def test_windows_of_equal_count(bench):
     made = bench(window_mode="count", window_events=500)
     send_events(made, "event_camera_msgs/msg/EventPacket")

@@ -48,7 +48,15 @@ def test_an_older_frame_leaves_before_a_complete_newer_one_or_is_dropped():
     for source in ("image", "mask"):
         setup.add(source, 30)
     assert setup.add("event_image", 30) == [10, 30]
-    assert setup.counts == {"missing_event_image": 2, "missing_mask": 1}
+    assert setup.counts == {"missing_event_image": 1, "missing_mask": 1}
+
+
+def test_a_frame_that_lacks_everything_is_one_frame():
+    setup = Setup()
+    setup.add("event_image", 10)  # as where a recording was cut
+    for source in ("image", "mask", "event_image"):
+        setup.add(source, 20)
+    assert setup.counts == {"missing_image": 1}
 
 
 def test_after_the_time_is_over_optional_sources_are_done_without():
@@ -66,7 +74,7 @@ def test_a_late_message_is_counted_and_does_not_make_a_second_frame():
     assert setup.pairing.expire(2.0) == []
     assert setup.add("mask", 10, now_s=2.1) == []
     assert setup.pairing.expire(9.0) == []
-    assert setup.counts == {"missing_mask": 1, "missing_event_image": 1, "late_mask": 1}
+    assert setup.counts == {"missing_mask": 1, "late_mask": 1}
 
 
 def test_the_same_stamps_are_taken_again_when_a_bag_loops():
