@@ -27,8 +27,11 @@ from event_sam3d_ros.events.events import Events, Triggers
 ADDR_Y, ADDR_X, VECT_BASE_X, VECT_12, VECT_8 = 0x0, 0x2, 0x3, 0x4, 0x5
 TIME_LOW, CONTINUED_4, TIME_HIGH, RESERVED, EXT_TRIGGER, OTHERS, CONTINUED_12 = 0x6, 0x7, 0x8, 0x9, 0xA, 0xE, 0xF
 
-# TIME_HIGH counts 4096 us and has 12 bits. Sensors make it step back a little now and then ("bit noise"); a larger
-# step back is the wrap after 16.777216 s. The limit is that of event_camera_codecs.
+# TIME_HIGH counts 4096 us and has 12 bits. It wraps after 16.777216 s; a step back by no more than half of that is none
+# (as in OpenEB, evt3_decoder.h): sensors step back a little now and then ("bit noise"), and a bit that was damaged must
+# not move all times that follow. Only behind a loss every step goes forward, but for the noise, whose bound is that of
+# event_camera_codecs.
+HALF_WRAP = 1 << 11
 HIGH_BITS_NOISE = 10
 
 _NO_ROW = 1 << 16  # below all images
@@ -38,9 +41,9 @@ class Evt3Decoder(Decoder):
     """Decoder of EVT3; ``time_base_ns`` is not used by this encoding.
 
     Times are 24-bit microseconds on the wire and are unwrapped to 64 bit from the first packet on: the first event lies
-    in [0, 16.777216 s). A TIME_HIGH that is up to 10 units (41 ms) lower than the one before is taken as it is, so that
-    times may step back by so much; one still lower means that the time has wrapped. Events between a new TIME_HIGH and
-    its TIME_LOW get the low part 0.
+    in [0, 16.777216 s). A TIME_HIGH that is lower than the one before means that the time has wrapped if it is lower by
+    more than half of that, else that the time steps back. Behind a loss the time steps back by 41 ms at most, so that
+    up to 16.7 s may be lost. Events between a new TIME_HIGH and its TIME_LOW get the low part 0.
 
     At the start and after `resynchronise` events are dropped until TIME_HIGH, then TIME_LOW, and ADDR_Y were seen (for
     vectors VECT_BASE_X too), triggers until the time is known.
@@ -166,9 +169,10 @@ def _decode(  # type: ignore[no-untyped-def]
         elif kind == VECT_BASE_X:
             base, polarity, has_base = value & 0x7FF, value >> 11, 1
         elif kind == TIME_HIGH:
-            # The step forward modulo 2**12, unless it is a small step back.
-            step = (value - high) & 0xFFF if has_history else value
-            if step >= 0x1000 - HIGH_BITS_NOISE and has_history:
+            step = value - (high & 0xFFF)
+            if has_history and step < (-HALF_WRAP if has_high else -HIGH_BITS_NOISE):
+                step += 0x1000
+            elif has_history and step >= 0x1000 - HIGH_BITS_NOISE:  # noise across the wrap
                 step -= 0x1000
             if step != 0:
                 high += step
@@ -197,9 +201,9 @@ def _encode_time(words, n, t, last_t, high, first):  # type: ignore[no-untyped-d
     """Words that bring a decoder from ``last_t`` to ``t``; returns the number of words so far and TIME_HIGH."""
     if t == last_t and not first:
         return n, high
-    # A decoder follows steps of less than one wrap: long pauses are cut into halves of it.
-    while (t >> 12) - high > 0x800:
-        high += 0x800
+    # A decoder follows steps of less than half a wrap: long pauses are cut.
+    while (t >> 12) - high >= HALF_WRAP:
+        high += HALF_WRAP - 1
         words[n], n = TIME_HIGH << 12 | high & 0xFFF, n + 1
     if t >> 12 != high or first:
         high = t >> 12
@@ -213,7 +217,7 @@ def _encode(t, x, y, p, edge_t, edge_id, edge_p, before_us):  # type: ignore[no-
     first_t = min(t[0] if t.size else edge_t[0], edge_t[0] if edge_t.size else t[0])
     final_t = max(t[-1] if t.size else edge_t[-1], edge_t[-1] if edge_t.size else t[-1])
     high = before_us >> 12 if before_us >= 0 else first_t >> 12
-    words = np.empty(4 * t.size + 3 * edge_t.size + ((final_t >> 12) - high >> 11) + 2, np.uint16)
+    words = np.empty(4 * t.size + 3 * edge_t.size + ((final_t >> 12) - high) // (HALF_WRAP - 1) + 2, np.uint16)
     n = 0
     last_t, last_y = np.int64(-1), np.int64(-1)
     i, j = 0, 0

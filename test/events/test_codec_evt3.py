@@ -86,8 +86,11 @@ class Reference:
         if old is None:
             new = value
         else:
-            # The candidates with these 12 bits; the smallest that is not more than 10 below the old one.
-            new = min(n for n in range(old - 10, old + 4096) if n % 4096 == value)
+            new = old - old % 4096 + value
+            if old - new > (10 if self.high is None else 2048):
+                new += 4096
+            elif new - old >= 4086:
+                new -= 4096
         if new != old and self.low is not None:
             self.low = 0
         self.high = self.history = new
@@ -254,16 +257,35 @@ def test_single_pixels_outside_are_dropped_and_counted():
     ("highs", "expected"),
     [
         ([100, 90], [100, 90]),  # bit noise
-        ([100, 89], [100, 4096 + 89]),  # wrap
+        ([3000, 952], [3000, 952]),  # half a wrap: a bit of the first that was damaged
+        ([3000, 951], [3000, 4096 + 951]),
         ([4095, 0], [4095, 4096]),
         ([4095, 0, 4090, 3], [4095, 4096, 4090, 4099]),  # bit noise across the wrap counts once
-        ([0, 2000, 0, 2000, 0], [0, 2000, 4096, 6096, 8192]),
+        ([0, 2047, 4095, 2046], [0, 2047, 4095, 4096 + 2046]),
     ],
 )
 def test_time_wraps(highs, expected):
     words = [w for high in highs for w in (0x8000 | high, 0x6007, 0x0003, 0x2005)]
     events = make_decoder("evt3", WIDTH, HEIGHT).decode(payload_of(words))
     assert events.t.tolist() == [high * 4096 + 7 for high in expected]
+
+
+@pytest.mark.parametrize("bit", range(12))
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_damaged_bit_of_the_time_does_not_move_what_follows(bit, step):
+    for high in (*range(12, 4080, 97), 2047, 2048, 4000):
+        highs = [high, (high + step) ^ 1 << bit, high + 2 * step, high + 2 * step + 1]
+        words = [w for high in highs for w in (0x8000 | high, 0x6007, 0x0003, 0x2005)]
+        events = make_decoder("evt3", WIDTH, HEIGHT).decode(payload_of(words))
+        assert (events.t[[0, 2, 3]] >> 12).tolist() == [high, high + 2 * step, high + 2 * step + 1]
+
+
+def test_behind_a_loss_of_twelve_seconds_time_has_gone_forward():
+    decoder = make_decoder("evt3", WIDTH, HEIGHT)
+    decoder.decode(payload_of([0x8000 | 3000, 0x6000, 0x0003, 0x2005]))
+    decoder.resynchronise()
+    events = decoder.decode(payload_of([0x8000 | 1904, 0x6000, 0x0003, 0x2005]))
+    assert events.t.tolist() == [6000 * 4096]
 
 
 def test_triggers_have_the_time_of_the_words_before_them():
