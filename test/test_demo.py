@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -257,9 +258,13 @@ def test_point_clouds_and_poses_are_written(tmp_path: Path, run: results.RunResu
 def test_the_summary_counts_and_its_table_names_the_columns(tmp_path: Path, run: results.RunResult) -> None:
     summary = results.summarise(run, {1: {"iou": 0.5, "add_s": 0.25}})
     results.write_summary(tmp_path / "summary.json", summary)
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"made_by": "event-sam3d demo", **summary}
+    assert json.loads((tmp_path / "summary.json").read_text()) == {
+        "made_by": "event-sam3d demo",
+        "complete": True,
+        **summary,
+    }
     assert (summary["frames"], summary["reconstructions"], summary["dropped"]) == (8, 4, 4)
-    assert summary["latency_ms"] == {"median": 101.5, "p95": pytest.approx(102.85)}
+    assert summary["latency_ms"] == {"median": 101.5, "p95": pytest.approx(102.85), "unknown": 0}
     assert summary["reconstructions_per_second"] == pytest.approx(15, abs=0.01)
     assert summary["objects"][0]["id"] == 1 and summary["objects"][0]["iou"] == 0.5
     text = results.table(summary)
@@ -267,6 +272,44 @@ def test_the_summary_counts_and_its_table_names_the_columns(tmp_path: Path, run:
     assert "prior size" not in text
     without = results.table(results.summarise(run, {}))
     assert "iou" not in without and "add_s" not in without
+
+
+def test_results_without_a_clock_are_no_latencies(bag: Path, tmp_path: Path, run: results.RunResult) -> None:
+    run.results[0] = dataclasses.replace(run.results[0], latency_ms=None)
+    summary = results.summarise(run, {})
+    assert summary["latency_ms"] == {"median": 102.0, "p95": pytest.approx(102.9), "unknown": 1}
+    assert "102 ms median, 103 ms p95, from the frame's stamp (1 unknown: results came before /clock)" in results.table(
+        summary
+    )
+    found = scene.read_scene(open_recording(bag), {result.stamp_ns for result in run.results})
+    assert "after" not in overview._caption(run.results[0], found)
+    assert "result after 101 ms" in overview._caption(run.results[1], found)
+    run.results = run.results[:1]
+    assert "latency           1 unknown" in results.table(results.summarise(run, {}))
+
+
+@pytest.mark.parametrize(
+    ("counted", "lines"),
+    [
+        ({}, ["frames            8, without result 4"]),
+        ({"dropped_latest_wins": 4}, ["frames            8, without result 4 (4 dropped_latest_wins)"]),
+        (
+            {"dropped_latest_wins": 3, "missing_image": 2, "few_events": 1},
+            [
+                "frames            8, without result 4 (3 dropped_latest_wins, 1 never complete)",
+                "also counted      1 few_events, 2 missing_image",
+            ],
+        ),
+        (
+            {"dropped_latest_wins": 4, "missing_mask": 2},
+            ["frames            8, without result 4", "also counted      4 dropped_latest_wins, 2 missing_mask"],
+        ),
+    ],
+)
+def test_the_numbers_of_frames_add_up(run: results.RunResult, counted: dict[str, int], lines: list[str]) -> None:
+    run.dropped = counted
+    text = results.table(results.summarise(run, {})).splitlines()
+    assert text[: text.index("reconstructions   4, 15.0 per second")] == lines
 
 
 def test_without_depth_the_table_says_that_there_is_no_scale(run: results.RunResult) -> None:
@@ -311,6 +354,7 @@ def test_results_are_written_before_the_recording_is_read_again(
     summary = demo_run.write_results(options, recording, run, stamps, None, said.append)
     assert summary["reconstructions"] == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["objects", "poses.csv", "summary.json"]
+    assert json.loads((tmp_path / "summary.json").read_text())["complete"] is True
     assert [path.name for path in sorted((tmp_path / "objects").iterdir())][1] == "1_000002.ply"
     assert "no picture of this run: the disk is gone" in said
 
@@ -325,6 +369,46 @@ def test_frames_that_cannot_be_shown_are_left_out_of_the_picture(
     assert picture is not None and picture.shape[0] == 92 + 2 * 320 + 10
     with pytest.raises(processes.DemoError, match="no mask with an object"):
         scene.read_scene(open_recording(bag), [1])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_swallows_ends_the_writing(
+    bag: Path, tmp_path: Path, run: results.RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Logger:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def read_scene(*_: object) -> object:
+        logger = Logger()
+        del logger  # the exception of the handler goes no further than __del__
+        return object()
+
+    recording = open_recording(bag)
+    assert isinstance(recording, Rosbag2Recording)
+    stamps = recording.frame_stamps()
+    monkeypatch.setattr(demo_run, "read_scene", read_scene)
+    monkeypatch.setattr(demo_run, "draw_overview", lambda *_: pytest.fail("it went on"))
+    demo_run.prepare(tmp_path / "out")
+    summary = tmp_path / "out" / "summary.json"
+    assert json.loads(summary.read_text())["complete"] is False
+    with (
+        pytest.raises(KeyboardInterrupt),
+        demo_run._interruptible() as check,
+        demo_run._end_noted(summary),
+    ):
+        options = demo_run.DemoOptions(bag, tmp_path / "out")
+        demo_run.write_results(options, recording, run, stamps, None, lambda _: None, check)
+    content = json.loads(summary.read_text())
+    assert (content["complete"], content["reason"], content["reconstructions"]) == (False, "interrupted", 4)
+
+
+def test_what_ended_a_demo_early_stands_in_its_summary(tmp_path: Path) -> None:
+    demo_run.prepare(tmp_path)
+    with pytest.raises(processes.DemoError), demo_run._end_noted(tmp_path / "summary.json"):
+        raise processes.DemoError("a node ended")
+    content = json.loads((tmp_path / "summary.json").read_text())
+    assert content == {"made_by": "event-sam3d demo", "complete": False, "reason": "a node ended"}
 
 
 def test_only_what_a_demo_made_is_removed(tmp_path: Path) -> None:
@@ -406,6 +490,15 @@ def test_no_process_outlives_the_block(fake_node: None, tmp_path: Path, monkeypa
         assert is_running(grandchild)
         raise KeyboardInterrupt
     wait_for(lambda: not is_running(grandchild))
+
+
+def test_a_node_that_can_not_start_ends_the_demo_at_once_with_its_sentence(fake_node: None, tmp_path: Path) -> None:
+    (tmp_path / "fake.py").write_text("import sys\nprint('no_checkpoint: there is no model file')\nsys.exit(2)")
+    recorder: Any = SimpleNamespace(nodes_listen=lambda: False, spin=time.sleep)
+    with processes.Processes(tmp_path / "logs", {}) as running:
+        running.start_node("fake", {})
+        with pytest.raises(processes.DemoError, match="fake ended with exit code 2(.|\n)*there is no model file"):
+            demo_run._wait_for_nodes(recorder, running, lambda: None)
 
 
 def test_what_a_dead_node_left_behind_is_killed_too(fake_node: None, tmp_path: Path) -> None:

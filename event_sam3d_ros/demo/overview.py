@@ -83,7 +83,9 @@ def _row(result: FrameResult, scene: RecordingScene, truth: Mapping[int, TrueObj
 
 def _caption(result: FrameResult, scene: RecordingScene) -> str:
     seconds = (result.stamp_ns - scene.stamps[0]) / 1e9
-    text = f"t = {seconds:.2f} s   {result.event_count} events in 50 ms   result after {result.latency_ms:.0f} ms"
+    text = f"t = {seconds:.2f} s   {result.event_count} events in 50 ms"
+    if result.latency_ms is not None:
+        text += f"   result after {result.latency_ms:.0f} ms"
     sizes = [
         f"object {item.id}: {100 * item.size.max():.0f} cm, {np.linalg.norm(item.position):.2f} m away"
         for item in result.objects

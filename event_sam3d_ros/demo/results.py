@@ -14,6 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MARK = {"made_by": "event-sam3d demo"}
+_STATE = (*_MARK, "complete", "reason")
+# Reasons of reconstruction_node that cost a frame its result; after the others it goes on, or there was no frame.
+_COSTS_A_FRAME = (
+    *("dropped_latest_wins", "stale", "missing_mask", "empty_mask", "size_mismatch", "nothing_solid", "no_camera_info"),
+    *("not_calibrated", "bad_calibration", "bad_encoding", "bad_image", "out_of_memory", "inference_error"),
+)
 POSE_COLUMNS = "stamp_ns id x y z qx qy qz qw sx sy sz score metric".split()
 
 
@@ -34,10 +40,11 @@ class ObjectResult:
 
 @dataclass(frozen=True)
 class FrameResult:
-    """One message of reconstructed objects. ``latency_ms``: from the frame's stamp to its arrival, simulated time."""
+    """One message of reconstructed objects. ``latency_ms``: from the frame's stamp to its arrival, simulated time; None
+    where /clock had not told the time yet."""
 
     stamp_ns: int
-    latency_ms: float
+    latency_ms: float | None
     processing_ms: float
     event_count: int
     objects: tuple[ObjectResult, ...]
@@ -91,7 +98,7 @@ def write_poses(path: Path, run: RunResult) -> None:
 
 def summarise(run: RunResult, scores: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     """The content of summary.json. ``scores``: object id -> mean metrics against the truth; empty without truth."""
-    latencies = [result.latency_ms for result in run.results]
+    latencies = [result.latency_ms for result in run.results if result.latency_ms is not None]
     by_id: dict[int, list[ObjectResult]] = defaultdict(list)
     for result in run.results:
         for item in result.objects:
@@ -114,7 +121,11 @@ def summarise(run: RunResult, scores: Mapping[int, Mapping[str, float]]) -> dict
         "dropped": max(0, run.frames - len(run.results)),
         "dropped_by_reason": dict(sorted(run.dropped.items())),
         "reconstructions_per_second": _rounded(run.reconstruction_count / run.duration_s),
-        "latency_ms": {"median": _rounded(np.median(latencies)), "p95": _rounded(np.percentile(latencies, 95))},
+        "latency_ms": {
+            "median": _rounded(np.median(latencies)) if latencies else None,
+            "p95": _rounded(np.percentile(latencies, 95)) if latencies else None,
+            "unknown": len(run.results) - len(latencies),
+        },
         "processing_ms": _rounded(np.median([result.processing_ms for result in run.results])),
         "events_per_frame": _rounded(np.median([result.event_count for result in run.results])),
         "model": run.model,
@@ -122,9 +133,16 @@ def summarise(run: RunResult, scores: Mapping[int, Mapping[str, float]]) -> dict
     }
 
 
-def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """summary.json, with the mark of a demo run."""
-    path.write_text(json.dumps({**_MARK, **summary}, indent=2) + "\n")
+def write_summary(path: Path, summary: Mapping[str, Any], incomplete: str = "") -> None:
+    """summary.json, with the mark of a demo run; ``incomplete``: why it is not all that a run gives."""
+    state = {"complete": not incomplete} | ({"reason": incomplete} if incomplete else {})
+    path.write_text(json.dumps({**_MARK, **state, **summary}, indent=2) + "\n")
+
+
+def mark_incomplete(path: Path, reason: str) -> None:
+    """Say in summary.json why the run ended before its end; what was written stays."""
+    content = json.loads(path.read_text())
+    write_summary(path, {name: value for name, value in content.items() if name not in _STATE}, reason)
 
 
 def is_of_a_demo(path: Path) -> bool:
@@ -138,13 +156,10 @@ def is_of_a_demo(path: Path) -> bool:
 
 def table(summary: Mapping[str, Any]) -> str:
     """The summary for a terminal."""
-    latency = summary["latency_ms"]
-    reasons = ", ".join(f"{count} {name}" for name, count in summary["dropped_by_reason"].items() if count)
     lines = [
-        f"frames            {summary['frames']}, without result {summary['dropped']}"
-        + (f" ({reasons})" if reasons else ""),
+        *_frame_lines(summary),
         f"reconstructions   {summary['reconstructions']}, {summary['reconstructions_per_second']:.1f} per second",
-        f"latency           {latency['median']:.0f} ms median, {latency['p95']:.0f} ms p95, from the frame's stamp",
+        _latency_line(summary["latency_ms"]),
         f"model             {summary['model']}, {summary['processing_ms']:.0f} ms per frame",
         f"events per frame  {summary['events_per_frame']:.0f}",
         "",
@@ -157,6 +172,32 @@ def table(summary: Mapping[str, Any]) -> str:
     if not all(item["metric"] for item in summary["objects"]):
         lines.append("size and position without depth rest on a prior size: only their ratio means anything")
     return "\n".join(lines)
+
+
+def _frame_lines(summary: Mapping[str, Any]) -> list[str]:
+    """How many frames have no result and why: numbers that add up, then what else was counted."""
+    counted = {name: count for name, count in summary["dropped_by_reason"].items() if count}
+    costs = {name: counted[name] for name in _COSTS_A_FRAME if name in counted}
+    unexplained = summary["dropped"] - sum(costs.values())
+    if unexplained < 0:  # frames that the recording does not hold as such: no claim
+        costs, unexplained = {}, 0
+    others = {name: count for name, count in counted.items() if name not in costs}
+    reasons = [f"{count} {name}" for name, count in costs.items()]
+    if unexplained and costs:
+        reasons.append(f"{unexplained} never complete")
+    line = f"frames            {summary['frames']}, without result {summary['dropped']}"
+    lines = [line + (f" ({', '.join(reasons)})" if reasons else "")]
+    if others:
+        lines.append("also counted      " + ", ".join(f"{count} {name}" for name, count in others.items()))
+    return lines
+
+
+def _latency_line(latency: Mapping[str, Any]) -> str:
+    unknown = f"{latency['unknown']} unknown: results came before /clock" if latency["unknown"] else ""
+    if latency["median"] is None:
+        return f"latency           {unknown}"
+    known = f"{latency['median']:.0f} ms median, {latency['p95']:.0f} ms p95, from the frame's stamp"
+    return f"latency           {known}" + (f" ({unknown})" if unknown else "")
 
 
 def _object_row(item: Mapping[str, Any]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from event_sam3d_ros.demo.results import (
     RunResult,
     frame_numbers_of,
     is_of_a_demo,
+    mark_incomplete,
     summarise,
     table,
     write_point_clouds,
@@ -46,6 +47,7 @@ _IDLE_S = 1.5
 _SPIN_S = 0.1
 _FEW_FRAMES = 5
 _LONGEST_WAIT_MS = 10_000.0
+_NOT_ENDED = "the demo has not come to its end"
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[s
         "PYTHONUNBUFFERED": "1",
     }
     say(f"starting the nodes for {options.bag}: {recording.image_count} frames at rate {options.rate:g}")
-    with _interruptible(), Processes(options.out / "logs", environment) as processes:
-        run = _record(recording, options, processes, environment)
-    say("the nodes are stopped; writing the results")
-    return write_results(options, recording, run, stamps, truth, say)
+    with _interruptible() as check, _end_noted(options.out / "summary.json"):
+        with Processes(options.out / "logs", environment) as processes:
+            run = _record(recording, options, processes, environment, check)
+        check()
+        say("the nodes are stopped; writing the results")
+        return write_results(options, recording, run, stamps, truth, say, check)
 
 
 def write_results(
@@ -85,8 +89,10 @@ def write_results(
     stamps: Sequence[int],
     truth: Mapping[int, TrueObject] | None,
     say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Writes all files of a run and returns the summary. ``stamps`` of the recording's RGB frames.
+    """Writes all files of a run and returns the summary. ``stamps`` of the recording's RGB frames; ``check`` is called
+    between the steps.
 
     What was recorded goes first: truth and picture need the recording once more, and may fail.
     """
@@ -94,18 +100,22 @@ def write_results(
     write_poses(out / "poses.csv", run)
     write_point_clouds(out / "objects", run, frame_numbers_of([*stamps, *(result.stamp_ns for result in run.results)]))
     summary = summarise(run, {})
-    write_summary(out / "summary.json", summary)
+    write_summary(out / "summary.json", summary, _NOT_ENDED)
     files = "summary.json, poses.csv, objects/"
     scene: RecordingScene | None = None
     try:
+        check()
         scene = read_scene(recording, {result.stamp_ns for result in chosen_rows(run.results)})
+        check()
         if truth:
             summary = summarise(run, score_run(run, truth, scene.K, scene.width, scene.height))
-            write_summary(out / "summary.json", summary)
+        check()
         draw_overview(out / "overview.png", run, scene, truth)
         files = f"overview.png, {files}"
     except EventSam3dError as error:
         say(f"no picture of this run: {error}")
+    check()
+    write_summary(out / "summary.json", summary)
     say(table(summary))
     if scene is not None:
         _hint(say, summary, scene, options)
@@ -114,7 +124,11 @@ def write_results(
 
 
 def _record(
-    recording: Rosbag2Recording, options: DemoOptions, processes: Processes, environment: dict[str, str]
+    recording: Rosbag2Recording,
+    options: DemoOptions,
+    processes: Processes,
+    environment: dict[str, str],
+    check: Callable[[], None],
 ) -> RunResult:
     os.environ.update(environment)  # this process takes part in the same domain; rclpy reads it when it starts
     from event_sam3d_ros.nodes.demo_recorder import DemoRecorder
@@ -142,9 +156,9 @@ def _record(
     processes.start_node(EVENT_IMAGE_NODE, event_image)
     processes.start_node(RECONSTRUCTION_NODE, reconstruction)
     with DemoRecorder() as recorder:
-        _wait_for_nodes(recorder, processes)
+        _wait_for_nodes(recorder, processes, check)
         processes.start_node(PLAYER_NODE, play, *_default_names(recording.topics))
-        _watch(recorder, processes, recording)
+        _watch(recorder, processes, recording, check)
         if not any(result.objects for result in recorder.results):
             raise DemoError(_nothing_came_out(recorder))
         return RunResult(
@@ -176,18 +190,21 @@ def depth_type(recording: Rosbag2Recording) -> str:
     return kinds.get(recording.types.get(recording.topics.depth, ""), "none")
 
 
-def _wait_for_nodes(recorder: DemoRecorder, processes: Processes) -> None:
+def _wait_for_nodes(recorder: DemoRecorder, processes: Processes, check: Callable[[], None]) -> None:
     """Until the model is loaded and both nodes listen."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not recorder.nodes_listen():
         recorder.spin(_SPIN_S)
+        check()
         processes.check()
         if time.monotonic() > deadline:
             logs = ", ".join(str(processes.log_file(name)) for name in (EVENT_IMAGE_NODE, RECONSTRUCTION_NODE))
             raise DemoError(f"the nodes were not ready within {_START_TIMEOUT_S:.0f} s; see {logs}")
 
 
-def _watch(recorder: DemoRecorder, processes: Processes, recording: Rosbag2Recording) -> None:
+def _watch(
+    recorder: DemoRecorder, processes: Processes, recording: Rosbag2Recording, check: Callable[[], None]
+) -> None:
     """Shows progress until the player has ended and no result has come for a while."""
     quiet_since = time.monotonic()
     seen = 0
@@ -196,15 +213,17 @@ def _watch(recorder: DemoRecorder, processes: Processes, recording: Rosbag2Recor
     ) as progress:
         while processes.exit_code(PLAYER_NODE) is None or time.monotonic() - quiet_since < _IDLE_S:
             recorder.spin(_SPIN_S)
+            check()
             processes.check(PLAYER_NODE)
-            progress.update(recorder.frame_count - progress.n)
+            # Calibrations are counted, of which a piece of a recording may have more than images.
+            progress.update(min(recorder.frame_count, recording.image_count) - progress.n)
             if len(recorder.results) > seen or processes.exit_code(PLAYER_NODE) is None:
                 quiet_since, seen = time.monotonic(), len(recorder.results)
             if recorder.results:
                 last = recorder.results[-1]
                 progress.set_postfix(
                     reconstructions=sum(len(result.objects) for result in recorder.results),
-                    latency=f"{last.latency_ms:.0f}ms",
+                    latency="unknown" if last.latency_ms is None else f"{last.latency_ms:.0f}ms",
                     events=last.event_count,
                     refresh=False,
                 )
@@ -270,7 +289,7 @@ def prepare(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("poses.csv", "summary.json", "overview.png"):
         (out / name).unlink(missing_ok=True)
-    write_summary(out / "summary.json", {})  # the mark, should this run be interrupted
+    write_summary(out / "summary.json", {}, _NOT_ENDED)
 
 
 def _model_name(info: dict[str, Any]) -> str:
@@ -278,18 +297,39 @@ def _model_name(info: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block like Ctrl-C does; a signal that is ignored (nohup) stays so."""
+def _end_noted(summary: Path) -> Iterator[None]:
+    """What ends the block early stands in the summary."""
+    try:
+        yield
+    except (KeyboardInterrupt, EventSam3dError) as error:
+        mark_incomplete(summary, str(error) or "interrupted")
+        raise
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """SIGTERM and SIGHUP end the block like Ctrl-C does; a signal that is ignored (nohup) stays so.
+
+    Gives a function that raises KeyboardInterrupt if a signal came: where Python was in a destructor or a callback of C
+    at that moment, the exception was swallowed.
+    """
+    came = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
         raise KeyboardInterrupt
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, interrupt)
-        yield
+        yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

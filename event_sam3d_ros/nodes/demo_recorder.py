@@ -79,11 +79,11 @@ class DemoRecorder:
 
     def _on_objects(self, message: ReconstructedObjectArray) -> None:
         stamp = stamp_to_ns(message.header.stamp)
-        latency_ns = self._node.get_clock().now().nanoseconds - stamp
+        now = self._node.get_clock().now().nanoseconds  # 0 until /clock has told the time
         self.results.append(
             FrameResult(
                 stamp_ns=stamp,
-                latency_ms=latency_ns / 1e6,
+                latency_ms=(now - stamp) / 1e6 if now else None,
                 processing_ms=float(message.processing_ms),
                 event_count=int(message.event_count),
                 objects=tuple(_object_result(item) for item in message.objects),

@@ -118,7 +118,9 @@ def test_the_results_are_those_of_the_offline_api(finished, offline):
 def test_the_summary_tells_the_run(finished):
     out, text = finished
     summary = json.loads((out / "summary.json").read_text())
+    assert summary["complete"] is True
     assert summary["frames"] == FRAMES
+    assert summary["latency_ms"]["unknown"] == 0
     assert summary["reconstructions"] + summary["dropped"] == FRAMES
     assert 25 < summary["latency_ms"]["median"] <= summary["latency_ms"]["p95"]  # the window ends 25 ms after the stamp
     assert summary["model"].startswith("nano")
@@ -148,4 +150,6 @@ def test_an_ending_signal_leaves_nothing_running(bag, tmp_path, number):
         process.kill()
     assert "interrupted" in text.read_text()
     assert "Traceback" not in text.read_text()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["complete"], summary["reason"]) == (False, "interrupted")
     assert marked_processes(mark) == []
