@@ -17,7 +17,9 @@ if [ ! -x "$_esam_root/.venv/bin/python" ]; then
 fi
 
 export VIRTUAL_ENV="$_esam_root/.venv"
-case ":$PATH:" in *":$VIRTUAL_ENV/bin:"*) ;; *) export PATH="$VIRTUAL_ENV/bin:$PATH" ;; esac
+for _esam_bin in "$_esam_root/install/lib/event_sam3d_ros" "$VIRTUAL_ENV/bin"; do
+  case ":$PATH:" in *":$_esam_bin:"*) ;; *) export PATH="$_esam_bin:$PATH" ;; esac
+done
 unset PYTHONHOME PYTHONPATH
 
 # The ROS 2 wheels form a ROS prefix inside the virtual environment. Their .pth file would start Python a second time to
@@ -48,4 +50,4 @@ if [ -f "$_esam_root/install/setup.$_esam_shell" ]; then
 fi
 # The source tree comes first, so that edited Python code runs without another build.
 export PYTHONPATH="$_esam_root${PYTHONPATH:+:$PYTHONPATH}"
-unset _esam_root _esam_shell _esam_libs
+unset _esam_root _esam_shell _esam_libs _esam_bin

@@ -1,4 +1,5 @@
-"""Looks at a live topic of events for some seconds: who publishes how, who can't hear it, what is in the packets."""
+"""Looks at a live topic for some seconds. Of events: who publishes how, who can't hear it, what is in the packets. Of
+diagnostics: what the nodes say of themselves."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -21,6 +23,7 @@ from event_sam3d_ros.nodes.inputs import Input, name_of
 from event_sam3d_ros.nodes.message_classes import message_class
 
 _DISCOVERY_S = 5.0  # on a busy machine it takes more than three
+_DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 _TYPES = (*PACKET_TYPES, *ARRAY_TYPES)
 
 
@@ -48,10 +51,15 @@ def _examine(node: Node, topic: str, seconds: float) -> Diagnosis:
     if node.count_publishers("/clock"):  # a recording is played: its time is now
         node.set_parameters([Parameter("use_sim_time", value=True)])
     kind = publishers[0].topic_type
+    if kind == _DIAGNOSTICS:
+        return _of_nodes(node, name, seconds)
     try:
         if kind not in _TYPES:
             known = ", ".join(_TYPES)
-            raise ConfigurationError(f"the topic is of type {kind}; events are {known}", reason="not_events")
+            raise ConfigurationError(
+                f"the topic is of type {kind}; events are {known}, and what nodes say of themselves {_DIAGNOSTICS}",
+                reason="not_events",
+            )
         doctor = StreamDoctor(kind)
         warm_up()  # packets that come while kernels are compiled would be lost
         _listen(node, name, message_class(kind), doctor, seconds)
@@ -62,6 +70,27 @@ def _examine(node: Node, topic: str, seconds: float) -> Diagnosis:
     publishers = node.get_publishers_info_by_topic(name)
     facts[:0] = [f"published by {_describe(publisher)}" for publisher in publishers]
     return Diagnosis(f"{name} ({kind})", facts, _of_publishers(publishers) + _deaf_subscribers(node, name) + findings)
+
+
+def _of_nodes(node: Node, name: str, seconds: float) -> Diagnosis:
+    """The newest diagnostics of every node, and what they warn of."""
+    statuses: dict[str, DiagnosticStatus] = {}
+    levels = {DiagnosticStatus.WARN: "warning", DiagnosticStatus.ERROR: "error", DiagnosticStatus.STALE: "stale"}
+    subscription = node.create_subscription(
+        DiagnosticArray, name, lambda array: statuses.update({status.name: status for status in array.status}), 10
+    )
+    try:
+        _spin(node, seconds)
+    finally:
+        node.destroy_subscription(subscription)
+    diagnosis = Diagnosis(f"{name} ({_DIAGNOSTICS})")
+    for status in statuses.values():
+        diagnosis.facts += [status.name, *(f"  {item.key}: {item.value}" for item in status.values)]
+        if status.level in levels:
+            diagnosis.findings.append(Finding(levels[status.level], f"{status.name}: {status.message}"))
+    if not statuses:
+        diagnosis.findings.append(Finding("no_messages", f"no node said anything for {seconds:g} s"))
+    return diagnosis
 
 
 def _listen(node: Node, name: str, kind: type, doctor: StreamDoctor, seconds: float) -> None:

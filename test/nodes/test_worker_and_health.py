@@ -1,6 +1,9 @@
 """The latest-wins worker and the node's own statistics."""
 
 import threading
+from types import SimpleNamespace
+
+import pytest
 
 from event_sam3d_ros.nodes.health import Health
 from event_sam3d_ros.nodes.worker import LatestWinsWorker
@@ -51,6 +54,12 @@ def test_reports_are_all_counted_and_logged_once_in_five_seconds():
     assert health.recent() == {"empty_mask": "nothing to see"}
     now[0] += 10
     assert health.recent() == {}
+
+
+def test_a_node_whose_name_is_not_known_yet_is_not_named():
+    inputs = pytest.importorskip("event_sam3d_ros.nodes.inputs", reason="needs ROS 2: run in the shell of env.sh")
+    names = [inputs.name_of(SimpleNamespace(node_name=name)) for name in ("camera", "_NODE_NAME_UNKNOWN_")]
+    assert names == ["camera", "a node"]
 
 
 def test_rates_and_latencies():

@@ -101,6 +101,15 @@ def test_nobody_there(camera):
     assert f"nobody publishes on /other/events, and there is no such file; events are on {TOPIC}" in done.stdout
 
 
+def test_what_nodes_say_of_themselves(start):
+    node = start("event_image_node", "-p", "watchdog_s:=0.5")
+    done = doctor("/diagnostics", seconds=4.0)
+    assert node.stop() == 0
+    assert "event_image_node: pipeline\n" in done.stdout and "    state: active\n" in done.stdout
+    assert re.search(r"WRONG warning: event_image_node: pipeline: no message on .*event_camera/events", done.stdout)
+    assert done.returncode == 1
+
+
 def test_a_topic_that_carries_something_else(peer):
     done = doctor("/diagnostics_of_nobody")
     assert done.returncode == 1 and "no_publisher" in done.stdout
