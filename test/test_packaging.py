@@ -10,8 +10,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERFACES = sorted(path.parent for path in ROOT.glob("interfaces/*/package.xml"))
