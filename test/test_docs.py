@@ -1,19 +1,60 @@
 """The documents say what the code says."""
 
 import re
+import subprocess
 from pathlib import Path
 
-from event_sam3d_ros.nodes.parameters import markdown
+import pytest
+
+from event_sam3d_ros.nodes.parameters import NODES, markdown
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_readme_has_the_tables_of_topics_and_parameters():
-    readme = (ROOT / "README.md").read_text()
-    between = readme.split("<!-- parameters:begin -->")[1].split("<!-- parameters:end -->")[0]
+def test_the_tables_of_topics_and_parameters():
+    document = (ROOT / "docs/parameters.md").read_text()
+    between = document.split("<!-- parameters:begin -->")[1].split("<!-- parameters:end -->")[0]
     assert between.strip() == markdown().strip(), (
         "paste `python -m event_sam3d_ros.nodes.parameters` between the markers"
     )
+
+
+def test_the_readme_names_parameters_with_their_defaults():
+    rows = re.findall(r"^\| (\S+) \| `(\w+)` \| (\S*) ?\|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) > 8
+    for node, name, default in rows:
+        for table in ("event_image_node", "reconstruction_node") if node == "both" else (node.strip("`"),):
+            known = NODES[table][1].get(name).default
+            assert default.strip("`") == (str(known).lower() if isinstance(known, bool) else str(known)), name
+
+
+def reasons_of(section):
+    """The reasons in the first column of a section's table."""
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    found = re.findall(r"`(\w+)`", " ".join(cells))
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def test_every_reason_of_the_nodes_is_explained_and_no_other():
+    parts = re.split(r"^## (.+)$", (ROOT / "docs/reasons.md").read_text(), flags=re.MULTILINE)
+    explained = {name: reasons_of(section) for name, section in zip(parts[1::2], parts[2::2], strict=True)}
+    shared = explained.pop("all nodes")
+    assert set(explained) == {"event_image_node", "reconstruction_node", "dv_camera_node"}
+    for node, own in explained.items():
+        code = (ROOT / f"event_sam3d_ros/nodes/{node}.py").read_text()
+        counted = set(re.findall(r'"(\w+)"', code.split("_REASONS = (")[1].split("\n)\n")[0]))
+        assert shared | own == counted and not shared & own
+
+
+def test_env_sh_finds_the_nodes_and_the_command():
+    if not (ROOT / "install/setup.sh").exists() or not (ROOT / ".venv").exists():
+        pytest.skip("needs what make build makes")
+    for shell in ("bash", "sh"):
+        script = ". ./env.sh && . ./env.sh && for name in event_image_node event-sam3d; do command -v $name; done"
+        command = ["env", "-i", "PATH=/usr/bin:/bin", "HOME=/nonexistent", shell, "-c", script]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert [Path(line).name for line in done.stdout.split()] == ["event_image_node", "event-sam3d"], done.stderr
 
 
 def test_linked_files_exist():

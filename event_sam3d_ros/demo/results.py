@@ -17,9 +17,9 @@ _MARK = {"made_by": "event-sam3d demo"}
 _STATE = (*_MARK, "complete", "reason")
 # Reasons of reconstruction_node that cost a frame its result; after the others it goes on, or there was no frame.
 _COSTS_A_FRAME = (
-    *("dropped_latest_wins", "stale", "missing_mask", "empty_mask", "size_mismatch", "nothing_solid", "no_camera_info"),
-    *("not_calibrated", "bad_calibration", "bad_encoding", "bad_image", "out_of_memory", "inference_error"),
-)
+    "dropped_latest_wins stale missing_mask empty_mask object_too_small nothing_solid size_mismatch no_camera_info "
+    "not_calibrated bad_calibration bad_encoding bad_image out_of_memory inference_error"
+).split()
 POSE_COLUMNS = "stamp_ns id x y z qx qy qz qw sx sy sz score metric".split()
 
 
