@@ -14,22 +14,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from event_sam3d_ros.errors import DecodeError, EventSam3dError, RecordingError, RecordingWarning
-from event_sam3d_ros.events.codecs import (
-    Decoder,
-    EventPacketView,
-    decode_dvs_event_array_cdr,
-    make_decoder,
-    parse_event_packet_cdr,
-)
-from event_sam3d_ros.events.events import Events
-from event_sam3d_ros.events.stream import MAX_LOST, check_geometry
+from event_sam3d_ros.errors import EventSam3dError, RecordingError, RecordingWarning
 from event_sam3d_ros.recordings.bag_messages import (
     COMPRESSED_IMAGE_TYPE,
-    DVS_TYPES,
-    EVENT_PACKET_TYPES,
     EVENT_TYPES,
     IMAGE_TYPE,
     IMU_TYPE,
@@ -39,12 +26,12 @@ from event_sam3d_ros.recordings.bag_messages import (
     decode_frame,
     decode_imu,
     decode_pose,
-    unsupported_type,
     where,
 )
 from event_sam3d_ros.recordings.bag_reader import BagReader
+from event_sam3d_ros.recordings.event_topic import EventTopic, geometry
 from event_sam3d_ros.recordings.losses import Losses
-from event_sam3d_ros.recordings.samples import EventChunk, Role, Sample, Topics, TriggerChunk
+from event_sam3d_ros.recordings.samples import Role, Sample, Topics
 
 
 class Rosbag2Recording:
@@ -87,7 +74,7 @@ class Rosbag2Recording:
             for message in self._messages():
                 if message.topic == self.topics.events and message.type in EVENT_TYPES:
                     try:
-                        return _geometry(message)
+                        return geometry(message)
                     except EventSam3dError as error:
                         self._leave_out("corrupt_packets", message, error)
             self.losses.check()
@@ -186,7 +173,7 @@ class Rosbag2Recording:
         self.losses = Losses()
         roles: dict[str, Role] = {self.topics.image: "image", self.topics.mask: "mask", self.topics.depth: "depth"}
         events = {
-            topic: _EventTopic(self._leave_out, self.losses) for topic in (self.topics.events, self.topics.triggers)
+            topic: EventTopic(self._leave_out, self.losses) for topic in (self.topics.events, self.topics.triggers)
         }
         decoders: dict[str, Callable[[RawMessage], Sample]] = {
             **{topic: partial(decode_frame, role=role) for topic, role in roles.items()},
@@ -205,7 +192,7 @@ class Rosbag2Recording:
                 else:
                     yield sample
         for topic in events.values():
-            yield from topic.rest()
+            topic.end()
         self.losses.check()
         self._say_losses()
         for name, topic in events.items():
@@ -237,157 +224,6 @@ class Rosbag2Recording:
         name = topic.removesuffix("/compressed").rpartition("/")[2]
         of_type = self.types[topic] in (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE)
         return of_type and name.startswith("image") and "depth" not in topic
-
-
-def _geometry(message: RawMessage) -> tuple[str, int, int]:
-    """Encoding, or package of the message, width and height of an event message."""
-    if message.type in DVS_TYPES:
-        _, width, height, _ = decode_dvs_event_array_cdr(message.cdr)
-        return message.type.split("/")[0], width, height
-    packet = _packet(message)
-    return packet.encoding, packet.width, packet.height
-
-
-def _packet(message: RawMessage) -> EventPacketView:
-    if message.type not in EVENT_PACKET_TYPES:
-        raise unsupported_type(message, f"one of {', '.join(EVENT_TYPES)}")
-    packet = parse_event_packet_cdr(message.cdr)
-    check_geometry(packet.width, packet.height)
-    return packet
-
-
-_Key = tuple[str, int, int, bool]
-
-
-class _EventTopic:
-    """Decodes the messages of one event topic; the decoder keeps its state from packet to packet.
-
-    After a gap in the packets' numbers, or a packet that makes no sense, it is synchronised anew. A packet of another
-    size or encoding, or with a number far from the one before, is kept until the next one: where that goes on from it a
-    new stream has begun, else it was damaged.
-    """
-
-    def __init__(self, leave_out: Callable[[str, RawMessage, EventSam3dError], None], losses: Losses) -> None:
-        self._leave_out, self._losses = leave_out, losses
-        self._decoder: Decoder | None = None
-        self._key: _Key | None = None
-        self._seq = 0
-        self._held: tuple[RawMessage, EventPacketView] | None = None
-        self._warnings: dict[str, str] = {}
-        self._lost = self._starts = self._unread = self._unknown = 0
-
-    def said(self) -> Iterator[str]:
-        """What there is to say about the messages so far, a part of a sentence each."""
-        if self._lost:
-            yield f"lacks {self._lost} event packets (gaps of seq): decoding was synchronised anew behind them"
-        if self._starts:
-            yield f"has numbers of packets (seq) that begin again, {self._starts} times: so does the sensor's clock"
-        if self._unknown:
-            yield f"has {self._unknown} words of no type that its encoding defines: they were left out"
-        yield from self._warnings.values()
-
-    def __call__(self, message: RawMessage) -> list[Sample]:
-        """Events, sorted by time, and triggers of a message, where it has any."""
-        try:
-            if message.type in DVS_TYPES:
-                return self._of_array(message)
-            packet = _packet(message)
-        except EventSam3dError as error:
-            self._leave_out("corrupt_packets", message, error)
-            self._unread += 1
-            return []
-        if self._key is None or (_key(packet) == self._key and _follows(packet.seq, self._seq)):
-            self._drop_held()
-            return self._take(message, packet)
-        held, self._held = self._held, None
-        if held is not None and _key(held[1]) == _key(packet) and _follows(packet.seq, held[1].seq):
-            return [*self._begin(*held), *self._take(message, packet)]
-        self._held = held
-        self._drop_held()
-        self._held = message, packet
-        return []
-
-    def rest(self) -> list[Sample]:
-        """What the last packet gives where it began a new stream."""
-        held, self._held = self._held, None
-        return self._begin(*held) if held is not None else []
-
-    def _drop_held(self) -> None:
-        if self._held is not None:
-            message, packet = self._held
-            problem = (
-                f"an event packet, number {packet.seq}, {packet.width}x{packet.height} {packet.encoding}, among others"
-            )
-            self._leave_out("corrupt_packets", message, DecodeError(problem, reason="stream_changed"))
-            self._held = None
-            self._unread += 1
-
-    def _begin(self, message: RawMessage, packet: EventPacketView) -> list[Sample]:
-        """A new stream."""
-        self._starts += not _follows(packet.seq, self._seq)
-        self._key = None
-        return self._take(message, packet)
-
-    def _of_array(self, message: RawMessage) -> list[Sample]:
-        _, width, height, events = decode_dvs_event_array_cdr(message.cdr)
-        if not len(events):
-            return []
-        self._losses.has_events = True
-        # These events carry ROS time, whatever the header's stamp is: their packet counts as stamped by the first.
-        events = _sorted(events)
-        return [EventChunk(int(events.t[0]) * 1000, message.receive_ns, "", width, height, events)]
-
-    def _take(self, message: RawMessage, packet: EventPacketView) -> list[Sample]:
-        lost = 0
-        try:
-            if self._key is None or self._decoder is None:
-                self._decoder, self._key = make_decoder(*_key(packet)), _key(packet)
-            else:
-                lost = max(0, packet.seq - self._seq - 1 - self._unread)
-                if packet.seq - self._seq > 1:
-                    self._decoder.resynchronise()
-            self._seq, self._unread = packet.seq, 0
-            self._lost, self._losses.counts["lost_packets"] = (
-                self._lost + lost,
-                self._losses.counts["lost_packets"] + lost,
-            )
-            return self._decoded(message, packet, self._decoder)
-        except EventSam3dError as error:
-            self._leave_out("corrupt_packets", message, error)
-            if self._decoder is not None:
-                self._decoder.resynchronise()
-            return []
-
-    def _decoded(self, message: RawMessage, packet: EventPacketView, decoder: Decoder) -> list[Sample]:
-        before = decoder.counters.copy()
-        events = _sorted(decoder.decode(packet.payload, packet.time_base))
-        triggers = decoder.triggers
-        for name in ("unknown_words", "out_of_range_events"):
-            self._losses.counts[name] += decoder.counters.get(name, 0) - before.get(name, 0)
-        self._unknown += decoder.counters.get("unknown_words", 0) - before.get("unknown_words", 0)
-        self._warnings |= decoder.warnings
-        samples: list[Sample] = []
-        if len(events):
-            size = packet.width, packet.height
-            samples.append(EventChunk(packet.stamp_ns, message.receive_ns, packet.frame_id, *size, events))
-        if len(triggers):
-            samples.append(TriggerChunk(packet.stamp_ns, message.receive_ns, packet.frame_id, triggers))
-        self._losses.has_events |= bool(samples)
-        return samples
-
-
-def _key(packet: EventPacketView) -> _Key:
-    return packet.encoding, packet.width, packet.height, packet.is_bigendian
-
-
-def _follows(seq: int, before: int) -> bool:
-    """Whether a packet's number goes on from the one before; drivers that do not count give the same one always."""
-    return 0 <= seq - before <= MAX_LOST
-
-
-def _sorted(events: Events) -> Events:
-    """In a packet, times may step back a little (EVT3's bit noise, libcaer_cmp's folds)."""
-    return events[np.argsort(events.t, kind="stable")] if np.any(events.t[1:] < events.t[:-1]) else events
 
 
 class _translated:

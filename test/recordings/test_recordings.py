@@ -257,11 +257,16 @@ def test_after_lost_packets_decoding_is_synchronised_anew(tmp_path: Path) -> Non
 
 
 def test_numbers_that_begin_again_start_the_clock_afresh(tmp_path: Path) -> None:
-    late, early = (bytes.fromhex(words) for words in ("f08f016000000320", "0080016000000320"))
-    write_packets(tmp_path / "bag", [{"payload": late, "seq": 7}, {"payload": early, "seq": 0}])
-    with pytest.warns(RecordingWarning, match=r"numbers of packets \(seq\) that begin again, 1 times"):
+    late, early, next_ = (
+        bytes.fromhex(words) for words in ("f08f016000000320", "0080016000000320", "0080026000000320")
+    )
+    write_packets(
+        tmp_path / "bag", [{"payload": late, "seq": 7}, {"payload": early, "seq": 0}, {"payload": next_, "seq": 1}]
+    )
+    reason = r"\(the number \(seq\) of an event packet is 0 after 7\)"
+    with pytest.warns(RecordingWarning, match=f"begins anew once, and the sensor's clock with it {reason}"):
         times = [sample.events.t.tolist() for sample in open_recording(tmp_path / "bag").samples()]
-    assert times == [[0xFF0001], [1]]
+    assert times == [[0xFF0001], [1], [2]]
 
 
 def test_a_packet_that_can_not_be_decoded_is_named_by_bag_topic_and_time(tmp_path: Path) -> None:
