@@ -197,9 +197,10 @@ class EventStream:
                     self._report(problem.reason, f"one event packet was dropped: {problem}")
 
     def _came_before(self, packet: _Packet) -> bool:
-        if self.newest is not None and packet.key in self._recent:
+        newest = self.newest
+        if newest is not None and packet.view.seq <= newest.seq and packet.key in self._recent:
             # Drivers that do not count give all packets one number: only the content tells them apart.
-            if packet.view.seq < self.newest.seq or packet.equals(self.newest, self.newest_events):
+            if packet.view.seq < newest.seq or packet.equals(newest, self.newest_events):
                 return True
         held = self._held[0] if self._held else None
         return held is not None and held.key == packet.key and packet.equals(held.view, held.events or Events.empty())
