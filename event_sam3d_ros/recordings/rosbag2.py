@@ -129,9 +129,9 @@ class Rosbag2Recording:
             damage = [*reader.damage, *damage]
             if damage and count == 0:
                 raise damage[0]
-            if reader.is_cut:
-                self._warn(f"{self.path} is cut; what is whole was read")
-            missing = 0 if reader.is_cut and not damage else self._message_count - count
+            if reader.salvaged:
+                self._warn(f"{self.path} {reader.salvaged}; what is whole was read")
+            missing = 0 if reader.salvaged and not damage else self._message_count - count
             if missing or damage:
                 reason = f" ({type(damage[0]).__name__}: {' '.join(str(damage[0]).split())})" if damage else ""
                 problem = f"{self.path} announces {self._message_count} messages, but {count} can be read{reason}"

@@ -289,6 +289,44 @@ def test_a_chunk_of_an_mcap_is_left_out(tmp_path: Path) -> None:
     assert f"announces 90 messages, but {90 - lost} can be read (" in said[0]
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("at", [0.45, 0.6])
+def test_an_mcap_that_lacks_bytes_in_the_middle_is_read_without_its_index(
+    tmp_path: Path, compressed: bool, at: float
+) -> None:
+    """All chunks but the one that lacks them, and without compression all messages but one or two."""
+    events = make_events(900_000)
+    parts = [events[begin : begin + 10_000] for begin in range(0, 900_000, 10_000)]
+    if compressed:
+        stamps = [int(part.t[0]) * 1000 for part in parts]
+        write_rosbag2(
+            tmp_path / "bag", [EventChunk(s, s, "", WIDTH, HEIGHT, p) for s, p in zip(stamps, parts, strict=True)]
+        )
+    else:
+        encoder = make_encoder("mono", WIDTH, HEIGHT)
+        coded = [encoder.encode(part) for part in parts]
+        size = {"width": WIDTH, "height": HEIGHT, "encoding": "mono"}
+        write_packets(tmp_path / "bag", [{"payload": payload, "time_base": base, **size} for payload, base in coded])
+    file = tmp_path / "bag" / "bag.mcap"
+    data = file.read_bytes()
+    middle = int(len(data) * at)
+    file.write_bytes(data[:middle] + data[middle + 3001 :])
+    found, losses, said = read(file)
+    assert rows(found) < rows(events) and len(found) >= (500_000 if compressed else 880_000)
+    assert losses["lost_packets"] + losses["corrupt_packets"] == 90 - len(found) // 10_000
+    assert said[0] == f"{file} is damaged; what is whole was read"
+
+
+def test_sizes_in_a_damaged_mcap_take_no_memory(tmp_path: Path) -> None:
+    write_packets(tmp_path / "bag", packets()[0])
+    file = tmp_path / "bag" / "bag.mcap"
+    data = file.read_bytes()
+    summary = struct.unpack_from("<Q", data, len(data) - 28)[0]
+    file.write_bytes(data[: summary + 1] + struct.pack("<Q", 1 << 60) + data[summary + 9 :])
+    found, _, said = read(file)
+    assert len(found) == 1200 and said[0] == f"{file} is damaged; what is whole was read"
+
+
 def test_a_chunk_of_a_ros1_bag_is_left_out(tmp_path: Path) -> None:
     def write(path: Path) -> None:
         bag = Rosbag1Writer(path)
