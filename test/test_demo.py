@@ -394,13 +394,26 @@ def test_an_interrupt_that_python_swallows_ends_the_writing(
     assert json.loads(summary.read_text())["complete"] is False
     with (
         pytest.raises(KeyboardInterrupt),
-        demo_run._interruptible() as check,
         demo_run._end_noted(summary),
+        demo_run._interruptible() as check,
     ):
         options = demo_run.DemoOptions(bag, tmp_path / "out")
         demo_run.write_results(options, recording, run, stamps, None, lambda _: None, check)
     content = json.loads(summary.read_text())
     assert (content["complete"], content["reason"], content["reconstructions"]) == (False, "interrupted", 4)
+
+
+def test_an_interrupt_that_a_library_made_an_error_of_is_one(tmp_path: Path) -> None:
+    demo_run.prepare(tmp_path)
+    summary = tmp_path / "summary.json"
+    with pytest.raises(KeyboardInterrupt), demo_run._end_noted(summary), demo_run._interruptible():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+    assert json.loads(summary.read_text())["reason"] == "interrupted"
+    with pytest.raises(ImportError), demo_run._interruptible():
+        raise ImportError("initialization failed")
 
 
 def test_what_ended_a_demo_early_stands_in_its_summary(tmp_path: Path) -> None:

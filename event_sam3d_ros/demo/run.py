@@ -74,7 +74,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> dict[s
         "PYTHONUNBUFFERED": "1",
     }
     say(f"starting the nodes for {options.bag}: {recording.image_count} frames at rate {options.rate:g}")
-    with _interruptible() as check, _end_noted(options.out / "summary.json"):
+    with _end_noted(options.out / "summary.json"), _interruptible() as check:
         with Processes(options.out / "logs", environment) as processes:
             run = _record(recording, options, processes, environment, check)
         check()
@@ -311,7 +311,7 @@ def _interruptible() -> Iterator[Callable[[], None]]:
     """SIGTERM and SIGHUP end the block like Ctrl-C does; a signal that is ignored (nohup) stays so.
 
     Gives a function that raises KeyboardInterrupt if a signal came: where Python was in a destructor or a callback of C
-    at that moment, the exception was swallowed.
+    at that moment, the exception was swallowed, or another one made of it.
     """
     came = False
 
@@ -330,6 +330,9 @@ def _interruptible() -> Iterator[Callable[[], None]]:
             if handler is not signal.SIG_IGN:
                 signal.signal(number, interrupt)
         yield check
+    except Exception:
+        check()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
