@@ -1,16 +1,13 @@
-"""The readers of `rosbags`, for bags that they refuse: metadata that name no storage, and chunks that are damaged,
-which are left out."""
+"""The reader of `rosbags` for rosbag2, for bags that it refuses: metadata that name no storage, and messages or chunks
+that are damaged, which are left out."""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from rosbags.interfaces import Connection
-from rosbags.rosbag1 import Reader as Rosbag1Reader
 from rosbags.rosbag2 import Reader
 from rosbags.rosbag2.reader import DirectoryReader
 from rosbags.rosbag2.storage_mcap import DECOMPRESSORS
@@ -64,35 +61,3 @@ class BagReader(Reader):
 
     def _files(self) -> list[Any]:
         return getattr(self.storage, "storages", [])
-
-
-class SoundRosbag1Reader(Rosbag1Reader):
-    """Leaves out chunks and messages that can't be read; ``damage``: why. A bag without its index can't be read at all:
-    ``salvaged`` is empty."""
-
-    salvaged = ""
-
-    def messages(
-        self, connections: Collection[Connection] = (), start: int | None = None, stop: int | None = None
-    ) -> Messages:
-        """All messages by time."""
-        assert not connections and start is None and stop is None
-        self.damage: list[Exception] = []
-        bad_chunks: set[int] = set()
-        indexes = self.indexes
-        first = self.connections[:1]
-        try:
-            for entry in heapq.merge(*indexes.values()):
-                if entry.chunk_pos in bad_chunks:
-                    continue
-                # One message at a time, for behind an error rosbags gives no other.
-                self.indexes = {connection.id: [entry] for connection in first}
-                try:
-                    yield from super().messages(first)
-                except Exception as error:  # whatever the decompressors and struct say
-                    self.damage.append(error)
-                    if self.current_chunk[0] != entry.chunk_pos:
-                        bad_chunks.add(entry.chunk_pos)
-                        self.current_chunk = -1, BytesIO()
-        finally:
-            self.indexes = indexes

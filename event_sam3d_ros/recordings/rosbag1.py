@@ -11,7 +11,7 @@ from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.recordings.bag_messages import DVS_TYPES, EVENT_PACKET_TYPES, STANDARD_TYPES, typestore
-from event_sam3d_ros.recordings.bag_reader import SoundRosbag1Reader
+from event_sam3d_ros.recordings.rosbag1_reader import SoundRosbag1Reader
 from event_sam3d_ros.recordings.rosbag2 import Rosbag2Recording
 
 MAGIC = b"#ROSBAG V2.0"

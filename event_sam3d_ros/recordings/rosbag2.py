@@ -133,7 +133,7 @@ class Rosbag2Recording:
                 self._warn(f"{self.path} {reader.salvaged}; what is whole was read")
             missing = 0 if reader.salvaged and not damage else self._message_count - count
             if missing or damage:
-                reason = f" ({type(damage[0]).__name__}: {' '.join(str(damage[0]).split())})" if damage else ""
+                reason = f" ({_told(damage[0])})" if damage else ""
                 problem = f"{self.path} announces {self._message_count} messages, but {count} can be read{reason}"
                 self.losses.leave_out(
                     "missing_messages", RecordingError(problem, reason="broken_recording"), max(missing, 0)
@@ -237,8 +237,14 @@ class _translated:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, EventSam3dError):
-            reason = " ".join(str(error).split())  # YAML errors have many lines
             raise RecordingError(
-                f"{self._path} can't be read as {self._kind} ({type(error).__name__}: {reason})",
-                reason="broken_recording",
+                f"{self._path} can't be read as {self._kind} ({_told(error)})", reason="broken_recording"
             ) from error
+
+
+def _told(error: Exception) -> str:
+    """What a reader says about a damaged bag, in one line."""
+    said = " ".join(str(error).split())  # YAML errors have many lines
+    if "malformed" in said:  # sqlite3
+        said += ': sqlite3 OLD.db3 ".recover" | sqlite3 NEW.db3 may bring back a part of it'
+    return f"{type(error).__name__}: {said}" if said else "a record is not where the index has it"

@@ -327,22 +327,49 @@ def test_sizes_in_a_damaged_mcap_take_no_memory(tmp_path: Path) -> None:
     assert len(found) == 1200 and said[0] == f"{file} is damaged; what is whole was read"
 
 
-def test_a_chunk_of_a_ros1_bag_is_left_out(tmp_path: Path) -> None:
-    def write(path: Path) -> None:
-        bag = Rosbag1Writer(path)
-        bag.set_compression(Rosbag1Writer.CompressionFormat.BZ2)
-        with bag as writer:
-            topic = writer.add_connection("/dvs/events", "dvs_msgs/msg/EventArray", msgdef="# none", md5sum=32 * "0")
-            events = make_events(300_000)
-            for begin in range(0, 300_000, 1000):
-                part = events[begin : begin + 1000]
-                table = np.empty(1000, [("x", "<u2"), ("y", "<u2"), ("sec", "<u4"), ("nsec", "<u4"), ("p", "u1")])
-                table["x"], table["y"], table["p"] = part.x, part.y, part.p
-                table["sec"], table["nsec"] = part.t // 1_000_000, part.t % 1_000_000 * 1000
-                header = struct.pack("<IIII", 7, 5, 0, 3) + b"dvs" + struct.pack("<III", HEIGHT, WIDTH, 1000)
-                writer.write(topic, int(part.t[-1]) * 1000, header + table.tobytes())
+def write_long_rosbag1(path: Path, compression: str = "bz2") -> Path:
+    """300 messages of 1000 events in several chunks."""
+    bag = Rosbag1Writer(path)
+    bag.chunk_threshold = 1 << 18
+    if compression:
+        bag.set_compression(Rosbag1Writer.CompressionFormat[compression.upper()])
+    with bag as writer:
+        topic = writer.add_connection("/dvs/events", "dvs_msgs/msg/EventArray", msgdef="# none", md5sum=32 * "0")
+        events = make_events(300_000)
+        for begin in range(0, 300_000, 1000):
+            part = events[begin : begin + 1000]
+            table = np.empty(1000, [("x", "<u2"), ("y", "<u2"), ("sec", "<u4"), ("nsec", "<u4"), ("p", "u1")])
+            table["x"], table["y"], table["p"] = part.x, part.y, part.p
+            table["sec"], table["nsec"] = part.t // 1_000_000, part.t % 1_000_000 * 1000
+            header = struct.pack("<IIII", 7, 5, 0, 3) + b"dvs" + struct.pack("<III", HEIGHT, WIDTH, 1000)
+            writer.write(topic, int(part.t[-1]) * 1000, header + table.tobytes())
+    return path
 
-    write(tmp_path / "a.bag")
+
+@pytest.mark.parametrize("compression", ["", "bz2", "lz4"])
+@pytest.mark.parametrize("what", ["cut", "active", "removed", "index"])
+def test_a_ros1_bag_is_read_without_its_index(tmp_path: Path, compression: str, what: str) -> None:
+    """As a robot leaves it that lost its power, with an index that is not there yet; or damaged."""
+    path = write_long_rosbag1(tmp_path / "a.bag", compression)
+    data = path.read_bytes()
+    place = data.index(b"index_pos=") + 10
+    (index,) = struct.unpack_from("<Q", data, place)
+    half = len(data) // 2
+    if what == "active":
+        data = data[:place] + bytes(8) + data[place + 8 : index]
+    else:
+        data = {"cut": data[:half], "removed": data[:half] + data[half + 3001 :], "index": data[: index + 5]}[what]
+    path.write_bytes(data)
+    found, _, said = read(path)
+    least = {"cut": 100_000, "removed": 200_000 if compression else 290_000, "active": 300_000, "index": 300_000}[what]
+    assert least <= len(found) <= 300_000 and rows(found) <= rows(make_events(300_000))
+    assert found.t[0] == 5_000_000
+    reason = "has no index" if what == "active" else "is cut or damaged"
+    assert said[0] == f"{path} {reason}; what is whole was read"
+
+
+def test_a_chunk_of_a_ros1_bag_is_left_out(tmp_path: Path) -> None:
+    write_long_rosbag1(tmp_path / "a.bag")
     data = bytearray((tmp_path / "a.bag").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
     (tmp_path / "a.bag").write_bytes(data)
