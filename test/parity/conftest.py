@@ -19,6 +19,11 @@ KINDS = {
     "pointpatch": "test_condition.py::test_pointmap_embedder",
     "ss_fuser": "test_condition.py::test_fuser",
     "slat_fuser": "test_condition.py::test_fuser",
+    "ss_decoder": "test_structure.py::test_decoder",
+    "ss_encoder": "test_structure.py::test_encoder",
+    "coords": "test_structure.py::test_coordinates",
+    "preprocess": "test_structure.py::test_preprocessing",
+    "pose_decoder": "test_structure.py::test_pose",
 }
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
