@@ -1,6 +1,6 @@
 """The nodes' parameters and topics, each in one table: declaration, checks and documentation come from here.
 
-``python -m event_sam3d_ros.nodes.parameters`` prints both tables as markdown for the README. Nothing here needs ROS.
+``python -m event_sam3d_ros.nodes.parameters`` prints both tables as markdown for docs/parameters.md. Nothing here needs ROS.
 """
 
 from __future__ import annotations
