@@ -17,7 +17,9 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class EncoderConfig:
     """A vision transformer (`vit.py`). ``stem`` empty: one patch convolution, as DINOv2; else a convolutional stem
-    whose stages halve the image, ``stem[i]`` channels at stride ``2 ** (i + 1)``, before the patch grid."""
+    whose stages halve the image, ``stem[i]`` channels at stride ``2 ** (i + 1)``, before the patch grid. The position
+    table is for ``image_size``; inputs are resized to ``input_size``, where 0 stands for ``image_size``.
+    ``mask_token``: hold the unused token of DINOv2's pretraining, for its checkpoints have it."""
 
     image_size: int = 64
     patch_size: int = 8
@@ -28,9 +30,12 @@ class EncoderConfig:
     mlp_ratio: float = 4.0
     registers: int = 0
     stem: tuple[int, ...] = (32, 64)
+    input_size: int = 0
+    mask_token: bool = False
 
     def __post_init__(self) -> None:
         _require(self.image_size % self.patch_size == 0, "image_size must be a multiple of patch_size")
+        _require(self.input_size % self.patch_size == 0, "input_size must be a multiple of patch_size")
         _require(self.width % self.heads == 0, "width must be a multiple of heads")
         if self.stem:
             _require(
@@ -40,17 +45,42 @@ class EncoderConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side."""
+        """Patches along one side of the position table."""
         return self.image_size // self.patch_size
+
+    @property
+    def size(self) -> int:
+        """Side in pixels that the network sees."""
+        return self.input_size or self.image_size
 
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Where events enter the RGB encoder (`event_fusion.py`): stem stages and transformer blocks, by index."""
+    """Where events enter (`event_fusion.py`): at stem stages and transformer blocks of the RGB encoder, by index, and
+    at the final tokens by the fusion that ``tokens`` names ("gated", "attn", "cattn"; empty: none)."""
 
     stems: tuple[int, ...] = (0, 1)
     blocks: tuple[int, ...] = (0, 2, 3)
     heads: int = 4
+    tokens: str = ""
+
+    def __post_init__(self) -> None:
+        known = ("", "gated", "attn", "cattn")
+        _require(self.tokens in known, f"tokens is {self.tokens!r}; known are 'gated', 'attn', 'cattn' and '' for none")
+
+
+@dataclass(frozen=True)
+class PointmapConfig:
+    """The pointmap embedder (`pointmap_embedder.py`); the defaults are the released size."""
+
+    input_size: int = 256
+    patch_size: int = 8
+    width: int = 512
+    heads: int = 16
+
+    def __post_init__(self) -> None:
+        _require(self.input_size % self.patch_size == 0, "input_size must be a multiple of patch_size")
+        _require(self.width % self.heads == 0, "width must be a multiple of heads")
 
 
 @dataclass(frozen=True)
@@ -60,6 +90,53 @@ class DirectHeadConfig:
     resolution: int = 32
     depth_range: float = 1.25
     channels: tuple[int, ...] = (128, 96, 64)
+
+
+@dataclass(frozen=True)
+class FlowHeadConfig:
+    """The sampling geometry head (`geometry_flow.py`); the defaults are the released size. ``resolution``: side of the
+    latent shape grid; ``condition_width``: channels of the condition tokens."""
+
+    width: int = 1024
+    condition_width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    resolution: int = 16
+    channels: int = 8
+
+    def __post_init__(self) -> None:
+        _require(self.width % self.heads == 0, "width must be a multiple of heads")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How a flow is sampled (`flow.py`); the defaults are those of the released geometry model.
+
+    ``steps`` Euler steps on a schedule bent by ``rescale``; guidance of ``strength`` while the network's time (0 to
+    1000) lies in ``interval``, ends included. ``shortcut``: few steps (1, 2, 4) whose size the network is told, never
+    guided.
+    """
+
+    steps: int = 25
+    rescale: float = 3.0
+    strength: float = 7.0
+    interval: tuple[int, ...] = (0, 500)
+    shortcut: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "steps must be at least 1")
+        _require(0 < self.rescale < float("inf"), "rescale must be positive")
+        _require(0 <= self.strength < float("inf"), "strength must be a number and not negative")
+        _require(
+            len(self.interval) == 2 and self.interval[0] <= self.interval[1],
+            "interval must be two times from 0 to 1000, the earlier first",
+        )
+
+    def guided(self, times: list[float]) -> list[bool]:
+        """Which of these network times are guided."""
+        first, last = self.interval
+        return [not self.shortcut and self.strength > 0 and first <= time <= last for time in times]
 
 
 @dataclass(frozen=True)

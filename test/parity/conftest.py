@@ -15,6 +15,9 @@ import torch
 
 # Kind of case -> the test that runs it. A case is of the longest kind that its file's name begins with.
 KINDS = {
+    "ss_flow": "test_flow.py::test_geometry_flow",
+    "samplers": "test_flow.py::test_sampler",
+    "ss_sampler": "test_flow.py::test_sampled_geometry",
     "dino": "test_condition.py::test_dino",
     "pointpatch": "test_condition.py::test_pointmap_embedder",
     "ss_fuser": "test_condition.py::test_fuser",
