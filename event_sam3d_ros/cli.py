@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"event-sam3d {options.name}: {error}", file=sys.stderr)
         return 1 if error.reason == "demo" else 2
     except OSError as error:  # no space, no permission: what and where is in the error
-        print(f"event-sam3d {options.name}: {error}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"event-sam3d {options.name}: {place}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"event-sam3d {options.name}: interrupted", file=sys.stderr)
@@ -122,7 +123,7 @@ def _convert(options: argparse.Namespace) -> None:
     from event_sam3d_ros.recordings.files import open_recording
 
     recording = open_recording(options.input)
-    _write(options, recording, _with_progress(recording, recording.samples()))
+    _write(options, recording, _with_progress("converting", recording, recording.samples()))
 
 
 def _cut(options: argparse.Namespace) -> None:
@@ -130,36 +131,51 @@ def _cut(options: argparse.Namespace) -> None:
     from event_sam3d_ros.recordings.summary import cut
 
     recording = open_recording(options.input)
-    _write(options, recording, _with_progress(recording, cut(recording, options.start, options.end)))
+    _write(options, recording, _with_progress("cutting", recording, cut(recording, options.start, options.end)))
 
 
 def _write(options: argparse.Namespace, recording: Recording, samples: Iterator[Sample]) -> None:
     from event_sam3d_ros.recordings.event_file import EventFile
     from event_sam3d_ros.recordings.files import write_rosbag2
     from event_sam3d_ros.recordings.hdf5_writer import write_hdf5
+    from event_sam3d_ros.recordings.losses import counted
 
     if options.output.suffix in _FILE_ENDINGS:
         raise RecordingError(
             f"a rosbag2 is a folder: name it without {options.output.suffix}, or end the name in .h5 for an HDF5 file",
             reason="bad_output",
         )
+    _check_writable(options.output)
     if options.output.suffix in (".h5", ".hdf5"):
-        count, what = write_hdf5(options.output, samples), "samples"
+        count, what = write_hdf5(options.output, samples), "sample{s}"
     else:
-        count, what = write_rosbag2(options.output, samples, storage=options.storage), "messages"
+        count, what = write_rosbag2(options.output, samples, storage=options.storage), "message{s}"
     losses = str(recording.losses)
-    print(f"{count} {what} written to {options.output}" + (f"; not in it: {losses}" if losses else ""))
+    print(f"{counted(count, what)} written to {options.output}" + (f"; not in it: {losses}" if losses else ""))
     if count and isinstance(recording, EventFile) and recording.time_offset_ns:
         seconds = recording.time_offset_ns // 1_000_000_000
         print(f"all stamps are {seconds} s later than in the input: a ROS stamp of 0 would mean that there is none")
 
 
-def _with_progress(recording: Recording, samples: Iterator[Sample]) -> Iterator[Sample]:
+def _check_writable(output: Path) -> None:
+    """RecordingError where the output, which does not exist, can't be made."""
+    if output.exists():
+        return  # the writers say what they think of that
+    try:
+        output.mkdir(parents=True)
+        output.rmdir()
+    except OSError as error:
+        raise RecordingError(
+            f"{output} can't be written ({error.strerror}): choose another place", reason="bad_output"
+        ) from error
+
+
+def _with_progress(what: str, recording: Recording, samples: Iterator[Sample]) -> Iterator[Sample]:
     """``samples`` of the recording, with a bar over how much of it is read."""
     from tqdm import tqdm
 
     layout = "{l_bar}{bar}| [{elapsed}<{remaining}]"
-    with tqdm(total=1.0, desc="converting", bar_format=layout) as bar:
+    with tqdm(total=1.0, desc=what, bar_format=layout) as bar:
         for sample in samples:
             yield sample
             bar.update(max(0.0, min(1.0, recording.progress) - bar.n))
@@ -204,6 +220,7 @@ def _print_recording(path: Path, as_json: bool) -> None:
     import json
 
     from event_sam3d_ros.recordings.files import Rosbag2Recording, open_recording
+    from event_sam3d_ros.recordings.losses import counted
     from event_sam3d_ros.recordings.summary import summarize
 
     recording = open_recording(path)
@@ -216,12 +233,14 @@ def _print_recording(path: Path, as_json: bool) -> None:
     if isinstance(recording, Rosbag2Recording):
         for topic, kind in sorted(recording.types.items()):
             print(f"{recording.counts[topic]:8d}  {topic}  {kind}")
-    print(f"{summary.events} events, sensor {summary.width}x{summary.height}{inferred}, {summary.frames} frames")
+    events, frames = counted(summary.events, "event{s}"), counted(summary.frames, "frame{s}")
+    print(f"{events}, sensor {summary.width}x{summary.height}{inferred}, {frames}")
     if summary.events:
         print(f"{summary.polarity_on} ON, times {summary.t_first_us} us to {summary.t_last_us} us")
-    for name in ("masks", "depths", "triggers", "imu", "poses"):
+    names = {"masks": "mask{s}", "depths": "depth{s}", "triggers": "trigger{s}", "imu": "imu", "poses": "pose{s}"}
+    for name, words in names.items():
         if count := getattr(summary, name):
-            print(f"{count} {name}")
+            print(counted(count, words))
     if losses := str(summary.losses):
         print(f"not read: {losses}")
 

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,15 +55,24 @@ class Aedat4File(EventFile):
         self.path = path
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._readable = path
+        if path.suffix != ".aedat4":  # dv-processing goes by the name
+            self._readable = self._beside("link")
+            self._readable.symlink_to(path.resolve())
+        is_cut = False
         try:
             (self._info,) = self._dv("info")
         except _DvError as error:
-            self._readable = self._repaired(error)
+            self._readable, is_cut = self._repaired(error), True
             (self._info,) = self._read("info")
         super().__init__(path)
-        if self._folder is not None:
+        if is_cut:
             self.warn("is cut: its table of contents is missing; what is whole was read")
         self.image_count = self._count_frames() if "frames" in self._info["streams"] else 0
+
+    def _beside(self, name: str) -> Path:
+        """Where a file for dv-processing may be, which goes with this object."""
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="event_sam3d_")
+        return Path(self._folder.name) / f"{name}.aedat4"
 
     def _read(self, stream: str) -> Iterator[Any]:
         """What `aedat4_process` gives of a stream; RecordingError for what dv-processing can't read."""
@@ -90,9 +100,8 @@ class Aedat4File(EventFile):
                 process.kill()
 
     def _broken(self, error: _DvError) -> RecordingError:
-        return RecordingError(
-            f"{self.path} can't be read as an AEDAT 4 ({' '.join(str(error).split())[:200]})", reason="broken_recording"
-        )
+        said = textwrap.shorten(str(error).split("Error info:")[-1], 200, placeholder=" ...")
+        return RecordingError(f"{self.path} can't be read as an AEDAT 4 ({said})", reason="broken_recording")
 
     def _repaired(self, error: _DvError) -> Path:
         """A copy that does not promise a table of contents: dv-processing then finds the packets itself."""
@@ -107,8 +116,7 @@ class Aedat4File(EventFile):
             raise self._broken(error) from error
         if place == 0:
             raise self._broken(error) from error
-        self._folder = tempfile.TemporaryDirectory(prefix="event_sam3d_")
-        copy = Path(self._folder.name) / self.path.name
+        copy = self._beside("copy")
         shutil.copyfile(self.path, copy)
         with copy.open("r+b") as file:
             file.seek(place)

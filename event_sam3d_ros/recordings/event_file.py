@@ -18,7 +18,7 @@ from event_sam3d_ros.errors import RecordingError, RecordingWarning
 from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US
 from event_sam3d_ros.events.events import Events, Triggers, concatenate
 from event_sam3d_ros.events.stream import MAX_SIDE
-from event_sam3d_ros.recordings.losses import Losses
+from event_sam3d_ros.recordings.losses import Losses, counted, left_out
 from event_sam3d_ros.recordings.samples import EventChunk, Sample, TriggerChunk
 
 PACKET_US = 4000
@@ -136,9 +136,11 @@ class EventFile(ABC):
         for sentence in self.losses.sentences():
             self._say(sentence)
         if unknown := self.losses.counts["unknown_words"]:
-            self.warn(f"has {unknown} words of no type that {self.encoding} defines: they were left out")
+            words = counted(unknown, "word{s}")
+            self.warn(f"has {words} of no type that {self.encoding} defines: {left_out(unknown)}")
         if outside := self.losses.counts["out_of_range_events"]:
-            self.warn(f"has {outside} events outside {self.width}x{self.height}: they were left out")
+            events = counted(outside, "event{s}")
+            self.warn(f"has {events} outside {self.width}x{self.height}: {left_out(outside)}")
 
     def stamp_ns(self, t_us: int) -> int:
         """ROS stamp of a time of the file."""
@@ -180,7 +182,8 @@ class EventFile(ABC):
         if restarts:
             before, after = restarts[0]
             self.warn(
-                f"has times that run backwards, at {len(restarts)} places, the first from {before} us to {after} us: "
+                f"has times that run backwards, at {counted(len(restarts), 'place{s}')}, the first from {before} us to "
+                f"{after} us: "
                 "events are given in the file's order there"
             )
 

@@ -27,7 +27,7 @@ from event_sam3d_ros.recordings.bag_messages import (
     RawMessage,
     unsupported_type,
 )
-from event_sam3d_ros.recordings.losses import Losses
+from event_sam3d_ros.recordings.losses import Losses, counted, left_out
 from event_sam3d_ros.recordings.samples import EventChunk, Sample, TriggerChunk
 
 _COUNTED = ("unknown_words", "out_of_range_events")
@@ -72,12 +72,15 @@ class EventTopic:
     def said(self) -> Iterator[str]:
         """What there is to say about the messages so far, a part of a sentence each."""
         if self._lost:
-            yield f"lacks {self._lost} event packets (gaps of seq): decoding was synchronised anew behind them"
+            packets = counted(self._lost, "event packet{s}")
+            behind = "it" if self._lost == 1 else "them"
+            yield f"lacks {packets} (gaps of seq): decoding was synchronised anew behind {behind}"
         if self._begun:
             times = "once" if self._starts == 1 else f"{self._starts} times"
             yield f"begins anew {times}, and the sensor's clock with it ({self._begun})"
         if self._unknown:
-            yield f"has {self._unknown} words of no type that its encoding defines: they were left out"
+            words = counted(self._unknown, "word{s}")
+            yield f"has {words} of no type that its encoding defines: {left_out(self._unknown)}"
         yield from self._stream.warnings.values()
 
     def __call__(self, message: RawMessage) -> list[Sample]:
@@ -93,15 +96,37 @@ class EventTopic:
             self._stream.resynchronise()
             return []
         if isinstance(taken, _Taken):
-            self.end()
+            self._drop_held()
             return self._samples(taken)
         begun = self._begin(message, packet) if self._held is not None else []
         if not begun:
-            self.end()
+            self._drop_held()
             self._held = message, packet, taken
         return [sample for one in begun for sample in self._samples(one)]
 
-    def end(self) -> None:
+    def rest(self) -> list[Sample]:
+        """What the last packet gives where it began a new stream, by its size, encoding or number."""
+        if self._held is not None and isinstance(self._held[2], _Another):
+            message, packet, _ = self._held
+            try:
+                taken = _Stream().take(message, packet, 0)
+            except EventSam3dError:
+                taken = None
+            if isinstance(taken, _Taken):
+                self._count_begin()
+                return self._samples(taken)
+        self._drop_held()
+        return []
+
+    def _count_begin(self) -> None:
+        """A new stream has begun with the packet that was held."""
+        assert self._held is not None
+        if self._held[2].reason != "stream_changed":
+            self._starts += 1
+            self._begun = self._begun or self._held[2]
+        self._held = None
+
+    def _drop_held(self) -> None:
         """Leave out a packet that did not go on from those before, and from which none went on."""
         if self._held is not None:
             message, _, problem = self._held
@@ -122,10 +147,8 @@ class EventTopic:
                 begun.append(taken)
         except EventSam3dError:
             return []
-        if self._held[2].reason != "stream_changed":
-            self._starts += 1
-            self._begun = self._begun or self._held[2]
-        self._stream, self._held = stream, None
+        self._stream = stream
+        self._count_begin()
         return begun
 
     def _of_array(self, message: RawMessage) -> list[Sample]:
@@ -153,6 +176,10 @@ class EventTopic:
             samples.append(TriggerChunk(packet.stamp_ns, receive_ns, packet.frame_id, taken.triggers))
         self._losses.has_events |= bool(samples)
         return samples
+
+
+class _Another(DecodeError):
+    """A packet that is of another stream, or was damaged."""
 
 
 class _Stream:
@@ -218,14 +245,14 @@ class _Stream:
         if newest is None:
             return None
         if _shape(packet) != _shape(newest):
-            return DecodeError(
+            return _Another(
                 f"an event packet of {packet.width}x{packet.height} {excerpt(packet.encoding)} in a stream of "
                 f"{newest.width}x{newest.height} {excerpt(newest.encoding)}",
                 reason="stream_changed",
             )
         # Drivers that do not count give the same number always.
         if not 0 <= packet.seq - newest.seq <= MAX_LOST:
-            return DecodeError(
+            return _Another(
                 f"the number (seq) of an event packet is {packet.seq} after {newest.seq}", reason="stream_restarted"
             )
         if self._stamp_ns - packet.stamp_ns > BACKWARD_TOLERANCE_US * 1000:

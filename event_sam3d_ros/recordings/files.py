@@ -121,13 +121,17 @@ def open_recording(path: str | Path) -> Recording:
             f"{path} is an {begin[2:12].decode(errors='replace')}; AEDAT 2.0 and 4.0 can be read",
             reason="unknown_encoding",
         )
-    if is_raw(header) or path.suffix == ".raw":
+    if is_raw(header):
         return RawFile(path)
     if path.suffix in (".aedat", ".aedat2"):
         return aedat2.Aedat2File(path)
     # Comments of a text may look like the header of a DAT.
-    if not DatFile.recognises(path) and TextFile.recognises(path):
+    if DatFile.recognises(path):
+        return DatFile(path)
+    if TextFile.recognises(path):
         return TextFile(path)
+    if path.suffix == ".raw":
+        return RawFile(path)
     if header or path.suffix == ".dat":
         return DatFile(path)
     if path.suffix in _BAG_FILES:

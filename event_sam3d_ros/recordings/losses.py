@@ -5,15 +5,25 @@ from __future__ import annotations
 from event_sam3d_ros.errors import RecordingError
 
 _WORDS = {
-    "lost_packets": "lost event packets",
-    "corrupt_packets": "corrupt event packets",
-    "corrupt_messages": "corrupt messages",
-    "missing_messages": "unreadable messages",
-    "unknown_words": "unknown words",
-    "out_of_range_events": "events outside the sensor",
+    "lost_packets": "lost event packet{s}",
+    "corrupt_packets": "corrupt event packet{s}",
+    "corrupt_messages": "corrupt message{s}",
+    "missing_messages": "unreadable message{s}",
+    "unknown_words": "unknown word{s}",
+    "out_of_range_events": "event{s} outside the sensor",
 }
 # So many packets that make no sense, and none that does: the rest won't either.
 _HOPELESS = 1000
+
+
+def counted(count: int, words: str) -> str:
+    """A number and what it counts, with an "s" at each "{s}" unless it is 1."""
+    return f"{count} {words.format(s='' if count == 1 else 's')}"
+
+
+def left_out(count: int) -> str:
+    """The end of a sentence on so many things."""
+    return "it was left out" if count == 1 else "they were left out"
 
 
 class Losses:
@@ -47,10 +57,11 @@ class Losses:
     def sentences(self) -> list[str]:
         """For each kind of thing that can't be used: what is wrong with the first, and how many there are."""
         return [
-            f"{error} (the first of {self.counts[name]} {_WORDS[name]}: they were left out)"
+            f"{error} ({'the first of ' * (count > 1)}{counted(count, _WORDS[name])}: {left_out(count)})"
             for name, error in self._first.items()
+            for count in (self.counts[name],)
         ]
 
     def __str__(self) -> str:
         """Counts in words, empty where nothing was left out."""
-        return ", ".join(f"{count} {_WORDS[name]}" for name, count in self.counts.items() if count)
+        return ", ".join(counted(count, _WORDS[name]) for name, count in self.counts.items() if count)

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from event_sam3d_ros.errors import DecodeError, RecordingError
+from event_sam3d_ros.errors import DecodeError, RecordingError, excerpt
 from event_sam3d_ros.events.codecs import Decoder, Evt21Decoder, make_decoder
 from event_sam3d_ros.events.events import Events, Triggers
 from event_sam3d_ros.recordings.event_file import BLOCK_BYTES, FEW, Block, EventFile, Unwrapped32, is_text
@@ -74,9 +74,10 @@ class RawFile(EventFile):
             return name
         found = _VERSIONS.get(self.header.get("evt", ""))
         if name or not found:
-            said = name or self.header.get("evt") or "nothing"
+            said = excerpt(name or self.header.get("evt", ""))
+            of_header = f"says {said!r} for the encoding" if said else "does not say the encoding (format or evt)"
             raise RecordingError(
-                f"{path}: the header says {said!r} for the encoding; {', '.join(_WORD_BYTES)} can be read",
+                f"{path}: the header {of_header}; {', '.join(_WORD_BYTES)} can be read",
                 reason="unknown_encoding",
             )
         return found
@@ -177,7 +178,9 @@ class DatFile(EventFile):
             self.header = read_header(file)
             kind = file.read(2)
             self._begin = file.tell()
-        if len(kind) < 2 or kind[0] not in (*self._CHANGES, self._TRIGGERS) or kind[1] != self._ROW.itemsize:
+        if len(kind) < 2:
+            raise RecordingError(f"{path} is cut: it ends with its header", reason="broken_recording")
+        if kind[0] not in (*self._CHANGES, self._TRIGGERS) or kind[1] != self._ROW.itemsize:
             raise RecordingError(
                 f"{path} has events of type and size 0x{kind.hex()}; types 0, 12 and 14 of 8 bytes can be read",
                 reason="unknown_encoding",

@@ -30,7 +30,7 @@ from event_sam3d_ros.recordings.bag_messages import (
 )
 from event_sam3d_ros.recordings.bag_reader import BagReader
 from event_sam3d_ros.recordings.event_topic import EventTopic, geometry
-from event_sam3d_ros.recordings.losses import Losses
+from event_sam3d_ros.recordings.losses import Losses, counted
 from event_sam3d_ros.recordings.samples import Role, Sample, Topics
 
 
@@ -134,7 +134,8 @@ class Rosbag2Recording:
             missing = 0 if reader.salvaged and not damage else self._message_count - count
             if missing or damage:
                 reason = f" ({_told(damage[0])})" if damage else ""
-                problem = f"{self.path} announces {self._message_count} messages, but {count} can be read{reason}"
+                announced = counted(self._message_count, "message{s}")
+                problem = f"{self.path} announces {announced}, but {count} can be read{reason}"
                 self.losses.leave_out(
                     "missing_messages", RecordingError(problem, reason="broken_recording"), max(missing, 0)
                 )
@@ -192,7 +193,7 @@ class Rosbag2Recording:
                 else:
                     yield sample
         for topic in events.values():
-            topic.end()
+            yield from topic.rest()
         self.losses.check()
         self._say_losses()
         for name, topic in events.items():

@@ -104,6 +104,10 @@ def cut(recording: Recording, start_s: float, end_s: float) -> Iterator[Sample]:
         raise RecordingError(
             f"a piece from {start_s:g} s to {end_s:g} s is empty: give 0 <= start < end", reason="empty_piece"
         )
+    return _pieces(recording, start_s, end_s)
+
+
+def _pieces(recording: Recording, start_s: float, end_s: float) -> Iterator[Sample]:
     begin = end = None
     is_empty = True
     calibration: Calibration | None = None

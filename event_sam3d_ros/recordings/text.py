@@ -16,6 +16,7 @@ from event_sam3d_ros.recordings.event_file import MAX_US, Block, EventFile
 
 BLOCK_LINES = 100_000
 _COMMENTS = ("#", "%")
+_EXCERPT = 60
 # What programs call the columns; another order or number of them is refused in words.
 _NAMES = (("t", "time", "timestamp", "ts"), ("x",), ("y",), ("p", "pol", "polarity", "on"))
 
@@ -34,8 +35,9 @@ class TextFile(EventFile):
         self._size = (int(words[0]), int(words[1])) if len(words) == 2 and all(w.isdecimal() for w in words) else None
         if _names_columns(words):
             if len(words) != 4 or any(word.lower() not in names for word, names in zip(words, _NAMES, strict=True)):
+                columns = shown(" ".join(words))
                 raise RecordingError(
-                    f"{path}:{self._skip + 1}: the columns are {' '.join(words)}; bring them into the order t x y p",
+                    f"{path}:{self._skip + 1}: the columns are {columns}; bring them into the order t x y p",
                     reason="bad_columns",
                 )
             self._skip += 1
@@ -124,9 +126,15 @@ def parse_events(lines: list[str], number: int, file: Path) -> NDArray[np.float6
         words = line.split()
         if len(words) != 4 or not all(_is_number(word) for word in words):
             raise RecordingError(
-                f"{file}:{number + offset}: expected 't x y p', found {line.strip()[:60]!r}", reason="bad_columns"
+                f"{file}:{number + offset}: expected 't x y p', found {shown(line)}", reason="bad_columns"
             )
     raise RecordingError(f"{file}:{number}: the columns can't be read as 't x y p'", reason="bad_columns")
+
+
+def shown(line: str) -> str:
+    """A line as it may stand in a sentence: what is no printable ASCII is escaped, and it is short."""
+    text = ascii(line.strip()[:_EXCERPT])
+    return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 3]}..."
 
 
 def refuse(bad: NDArray[np.bool_], number: int, file: Path, problem: str) -> None:

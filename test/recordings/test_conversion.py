@@ -203,7 +203,7 @@ def test_convert_and_cut(tmp_path, capsys, output):
     begin = int(events.t[0]) + 10_000
     assert_equal(piece, events[(events.t >= begin) & (events.t < begin + 10_000)])
     assert main(["cut", str(path), str(tmp_path / "none"), "--start", "3", "--end", "2"]) == 2
-    assert "give 0 <= start < end" in capsys.readouterr().err
+    assert capsys.readouterr().err == "event-sam3d cut: a piece from 3 s to 2 s is empty: give 0 <= start < end\n"
 
 
 def test_a_piece_with_nothing_in_it_is_an_error(tmp_path, capsys):
@@ -219,6 +219,15 @@ def test_folders_for_the_output_are_made(tmp_path, output):
     path = write_dat(tmp_path / "a.dat", make_events())
     assert main(["cut", str(path), str(tmp_path / "some" / "where" / output), "--end", "1e300"]) == 0
     assert summarize(open_recording(tmp_path / "some" / "where" / output)).events == 400
+
+
+@pytest.mark.parametrize("output", ["file/bag", "file/bag.h5"])
+def test_an_output_that_can_not_be_made_is_one_sentence(tmp_path, capsys, output):
+    source = write_raw(tmp_path / "a.raw", make_events())
+    (tmp_path / "file").write_text("in the way")
+    assert main(["convert", str(source), str(tmp_path / output)]) == 2
+    said = f"event-sam3d convert: {tmp_path / output} can't be written (Not a directory): choose another place\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_folder_is_not_named_as_a_file(tmp_path, capsys):
