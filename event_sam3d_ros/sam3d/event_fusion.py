@@ -1,9 +1,10 @@
-"""Zero-initialised gated fusion: event features enter the RGB encoder through gates that start closed.
+"""Zero-initialised gated fusion: event features enter the RGB branch through gates that start closed.
 
 At transformer blocks the RGB tokens attend to the event tokens (the gated cross-attention of Flamingo, Alayrac et al.
 2022, section 2.2: ``x + tanh(g) * attention``, ``x + tanh(g) * mlp``); at stem scales, where both feature maps share
-one pixel grid, a convolution over both replaces the attention. With every gate at zero the RGB encoder is unchanged bit
-for bit.
+one pixel grid, a convolution over both replaces the attention. At the final tokens there are the three fusions of
+event_sam3d (kirilllzaitsev/event_sam3d, models/fusion.py): ``gated``, ``attn``, ``cattn``. With every gate at zero the
+RGB branch is unchanged bit for bit.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from event_sam3d_ros.sam3d.config import EncoderConfig, FusionConfig
-from event_sam3d_ros.sam3d.layers import CrossAttention, Mlp, conv_block
+from event_sam3d_ros.sam3d.layers import Attention, Block, CrossAttention, Mlp, conv_block
 
 
 class GatedCrossAttention(nn.Module):
@@ -45,22 +46,102 @@ class GatedConvolution(nn.Module):
         return x + torch.tanh(self.gate) * self.mix(torch.cat([x, events], dim=1))
 
 
-class EventFusion(nn.Module):
-    """All fusion modules of one encoder, by stage name (with ``_`` for ``.``, which module names can't hold)."""
+class GatedProjection(nn.Module):
+    """``gated``: projected event tokens, weighed by a gate that sees both tokens of a place.
 
-    def __init__(self, encoder: EncoderConfig, fusion: FusionConfig) -> None:
+    ``x + tanh(gate [x, p]) * p`` with ``p = project(events)``, for tokens (B, N, C) on one grid. The projection of the
+    RGB tokens, which starts as the identity in event_sam3d, is left out: it would round them.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, width)
+        self.gate = nn.Linear(2 * width, width)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, x: Tensor, events: Tensor) -> Tensor:
+        events = self.project(events)
+        return x + torch.tanh(self.gate(torch.cat([x, events], dim=-1))) * events
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm block that looks at itself, then at a context (B, M, C), as a transformer's decoder does."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.cross_attn = CrossAttention(width, heads)
+        self.norm3 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        x = x + self.cross_attn(self.norm2(x), context)
+        return x + self.mlp(self.norm3(x))
+
+
+class TokenAttention(nn.Module):
+    """``attn``: a transformer over the event tokens and the RGB tokens together, of which the RGB tokens are kept;
+    ``cattn`` (``cross``): one over the RGB tokens that attend to the event tokens.
+
+    ``x + tanh(g) * (T(x, events) - x)`` for tokens (B, N, C) and (B, M, C): from the plain tokens at g = 0 to the
+    transformer's own. Depth 2 and MLPs as wide as the tokens are event_sam3d's; the gate and norms before instead of
+    after each part are ours, so that training starts from the plain network.
+    """
+
+    def __init__(self, width: int, heads: int, cross: bool, depth: int = 2) -> None:
+        super().__init__()
+        self.cross = cross
+        self.blocks = nn.ModuleList(
+            DecoderBlock(width, heads) if cross else Block(width, heads, mlp_ratio=1.0, layer_scale=False)
+            for _ in range(depth)
+        )
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, events: Tensor) -> Tensor:
+        y = x if self.cross else torch.cat([events, x], dim=1)
+        for block in self.blocks:
+            y = block(y, events) if self.cross else block(y)
+        return x + torch.tanh(self.gate) * (y[:, -x.shape[1] :] - x)
+
+
+def token_fusion(kind: str, width: int, heads: int) -> nn.Module:
+    """The fusion of final tokens named ``kind``: a module of (RGB tokens, event tokens) -> RGB tokens."""
+    return GatedProjection(width) if kind == "gated" else TokenAttention(width, heads, cross=kind == "cattn")
+
+
+class EventFusion(nn.Module):
+    """All fusion modules of one encoder, by stage name (with ``_`` for ``.``, which module names can't hold).
+
+    ``token_width``: channels of the final tokens that ``fusion.tokens`` works on.
+    """
+
+    def __init__(self, encoder: EncoderConfig, fusion: FusionConfig, token_width: int | None = None) -> None:
         super().__init__()
         self.stages = nn.ModuleDict()
         for i in fusion.stems:
             self.stages[f"stem_{i}"] = GatedConvolution(encoder.stem[i])
         for i in fusion.blocks:
             self.stages[f"block_{i}"] = GatedCrossAttention(encoder.width, fusion.heads)
+        self.tokens = token_fusion(fusion.tokens, token_width or encoder.width, fusion.heads) if fusion.tokens else None
 
     def forward(self, stage: str, x: Tensor, events: Tensor) -> Tensor:
         """``x`` and ``events``: both encoders' features at ``stage``; stages without fusion pass ``x`` through."""
         name = stage.replace(".", "_")
         return self.stages[name](x, events) if name in self.stages else x
 
+    def fuse_tokens(self, x: Tensor, events: Tensor) -> Tensor:
+        """``x`` and ``events``: final tokens (B, N, C) of both branches; without token fusion ``x`` itself."""
+        return x if self.tokens is None else self.tokens(x, events)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages of an encoder that fusion reads."""
+        return tuple(name.replace("_", ".") for name in self.stages)
+
     def gates(self) -> dict[str, Tensor]:
         """Every gate by its parameter name."""
-        return {name: p for name, p in self.named_parameters() if name.rsplit(".", 1)[-1].startswith("gate")}
+        return {name: p for name, p in self.named_parameters() if any(s.startswith("gate") for s in name.split("."))}

@@ -1,0 +1,280 @@
+"""The condition tokens of the flow head: sharing, batches, dropped inputs, and events that change nothing when off."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from event_sam3d_ros.errors import ConfigurationError, InputError
+from event_sam3d_ros.sam3d.condition import TokenConditionStage
+from event_sam3d_ros.sam3d.config import EncoderConfig, FusionConfig, PointmapConfig
+from event_sam3d_ros.sam3d.embedder_fuser import POINTMAPS, EmbedderFuser
+from event_sam3d_ros.sam3d.layers import Block
+
+ENCODER = EncoderConfig(28, 7, 3, 32, 3, 4, registers=2, stem=(), mask_token=True)
+POINTMAP = PointmapConfig(input_size=16, patch_size=4, width=16, heads=4)
+FUSIONS = {
+    "blocks": FusionConfig(stems=(), blocks=(0, 2)),
+    "gated": FusionConfig(stems=(), blocks=(), tokens="gated"),
+    "attn": FusionConfig(stems=(), blocks=(), tokens="attn"),
+    "cattn": FusionConfig(stems=(), blocks=(), tokens="cattn"),
+    "both": FusionConfig(stems=(), blocks=(1,), tokens="cattn"),
+}
+
+
+def make_inputs(batch: int = 2, events: bool = False) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    channels = {"image": 3, "rgb_image": 3, "mask": 1, "rgb_image_mask": 1, "pointmap": 3, "rgb_pointmap": 3}
+    if events:
+        channels |= {"event_image": 3, "rgb_event_image": 3}
+    inputs = {name: torch.rand(batch, c, 30, 30, generator=generator) for name, c in channels.items()}
+    inputs["pointmap"][:, :, :10, 5:15] = torch.nan
+    return inputs
+
+
+def scramble(module: torch.nn.Module) -> None:
+    """Random numbers in all that starts at zero or one, so that nothing hides behind it; gates stay closed."""
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in module.named_parameters():
+        if not any(part.startswith("gate") for part in name.split(".")):
+            with torch.no_grad():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def make_stage(fusion: FusionConfig | None = None) -> TokenConditionStage:
+    torch.manual_seed(0)
+    stage = TokenConditionStage(ENCODER, POINTMAP, fusion).eval()
+    scramble(stage)
+    return stage
+
+
+@pytest.fixture(params=FUSIONS)
+def stage(request) -> TokenConditionStage:
+    return make_stage(FUSIONS[request.param])
+
+
+def count_calls(module: torch.nn.Module) -> list[int]:
+    """Rows of each call of ``module`` from now on."""
+    rows: list[int] = []
+    module.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    return rows
+
+
+def tensors(fuser: EmbedderFuser, shared: bool) -> dict[str, torch.Tensor]:
+    """A state dict whose mask encoder equals its image encoder or doesn't."""
+    state = copy.deepcopy(fuser.state_dict())
+    for key in state:
+        if shared and key.startswith("module_list.1."):
+            state[key] = state[key.replace("list.1", "list.0")].clone()
+    return state
+
+
+@torch.inference_mode()
+def test_first_of_a_block_equals_the_whole_blocks_first_token():
+    torch.manual_seed(0)
+    block, x = Block(32, 4, 2.0), torch.randn(5, 9, 32)
+    scramble(block)
+    torch.testing.assert_close(block.first(x), block(x)[:, :1], atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_zero_gates_equal_the_plain_network_bit_for_bit(stage):
+    inputs = make_inputs(events=True)
+    plain = stage.fuser({name: x for name, x in inputs.items() if "event" not in name})
+    assert torch.equal(stage(inputs), plain)
+
+
+@torch.inference_mode()
+def test_each_gate_alone_changes_the_tokens_of_images_only(stage):
+    inputs = make_inputs(events=True)
+    plain = stage(inputs)
+    images = 2 * (1 + ENCODER.grid**2)
+    assert stage.fusion.gates()
+    for name, gate in stage.fusion.gates().items():
+        gate.fill_(0.5)
+        fused = stage(inputs)
+        gate.zero_()
+        assert not torch.equal(fused[:, :images], plain[:, :images]), name
+        assert torch.equal(fused[:, images:], plain[:, images:]), name
+
+
+@torch.inference_mode()
+def test_with_open_gates_the_events_matter(stage):
+    inputs = make_inputs(events=True)
+    for gate in stage.fusion.gates().values():
+        gate.fill_(0.5)
+    fused = stage(inputs)
+    for name in ("event_image", "rgb_event_image"):
+        assert not torch.equal(stage({**inputs, name: 1 - inputs[name]}), fused), name
+
+
+def test_every_gate_moves_with_the_first_optimiser_step(stage):
+    gates = stage.fusion.gates()
+    optimizer = torch.optim.SGD(gates.values(), lr=1.0)
+    stage(make_inputs(events=True)).square().mean().backward()
+    optimizer.step()
+    assert all(gate.any() for gate in gates.values())
+
+
+def test_without_events_the_event_branch_does_not_run(stage):
+    rows = count_calls(stage.event_encoder.blocks[0])
+    stage(make_inputs())
+    assert not rows
+
+
+@torch.inference_mode()
+def test_event_images_go_through_one_batch(stage):
+    rows = count_calls(stage.event_encoder.blocks[0])
+    stage(make_inputs(events=True))
+    assert rows == [4]
+
+
+@torch.inference_mode()
+def test_events_alone_take_the_images_places(stage):
+    inputs = make_inputs(events=True)
+    stage.initialize_events()
+    as_images = {**inputs, "image": inputs["event_image"], "rgb_image": inputs["rgb_event_image"]}
+    expected = stage.fuser({name: x for name, x in as_images.items() if "event" not in name})
+    alone = stage({name: x for name, x in inputs.items() if name not in ("image", "rgb_image")})
+    torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_objects_do_not_depend_on_their_batch(stage):
+    for gate in stage.fusion.gates().values():
+        gate.fill_(0.5)
+    inputs = make_inputs(3, events=True)
+    together = stage(inputs)
+    for i in range(3):
+        alone = stage({name: x[i : i + 1] for name, x in inputs.items()})
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_frame_that_objects_share_is_embedded_once(stage):
+    for gate in stage.fusion.gates().values():
+        gate.fill_(0.5)
+    inputs = make_inputs(3, events=True)
+    shared = {name: x[:1] if name in ("rgb_image", "rgb_event_image") else x for name, x in inputs.items()}
+    repeated = {name: x.expand(3, -1, -1, -1) for name, x in shared.items()}
+    rows = count_calls(stage.fuser.image_encoder.blocks[0])
+    torch.testing.assert_close(stage(shared), stage(repeated), atol=1e-5, rtol=0)
+    assert rows == [4, 6]
+
+
+@torch.inference_mode()
+def test_equal_encoders_are_recognised_on_load_and_run_as_one_batch():
+    stage, inputs = make_stage(), make_inputs()
+    state = {f"fuser.{key}": x for key, x in tensors(stage.fuser, shared=True).items()}
+    separate = make_stage()
+    for i in (0, 1):  # the same weights without the sharing
+        encoder = separate.fuser.module_list[i]["backbone"]
+        encoder.load_state_dict(stage.fuser.image_encoder.state_dict())
+    stage.load_state_dict(state)
+    assert stage.fuser.shares_encoder
+    assert not separate.fuser.shares_encoder
+    once = sum(p.numel() for p in stage.fuser.image_encoder.parameters())
+    assert sum(p.numel() for p in separate.parameters()) - sum(p.numel() for p in stage.parameters()) == once
+    rows = count_calls(stage.fuser.image_encoder.blocks[0])
+    torch.testing.assert_close(stage(inputs), separate(inputs), atol=1e-5, rtol=0)
+    assert rows == [8]
+    assert stage.state_dict().keys() == state.keys()
+
+
+def test_different_encoders_loaded_over_shared_ones_are_kept_apart():
+    fuser = make_stage().fuser
+    different = tensors(fuser, shared=False)
+    fuser.load_state_dict(tensors(fuser, shared=True))
+    fuser.load_state_dict(different)
+    assert not fuser.shares_encoder
+    loaded = fuser.state_dict()
+    assert all(torch.equal(loaded[key], x) for key, x in different.items())
+
+
+@torch.inference_mode()
+def test_dropped_inputs_are_zeros_and_leave_the_rest_alone():
+    fuser, inputs = make_stage().fuser, make_inputs()
+    count = 1 + ENCODER.grid**2
+    whole, dropped = fuser(inputs), fuser(inputs, dropped=["mask"])
+    assert not dropped[:, 2 * count : 3 * count].any()
+    torch.testing.assert_close(dropped[:, : 2 * count], whole[:, : 2 * count], atol=1e-6, rtol=0)
+    torch.testing.assert_close(dropped[:, 3 * count :], whole[:, 3 * count :], atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_no_pointmaps_are_dropped_pointmaps():
+    fuser, inputs = make_stage().fuser, make_inputs()
+    without = {name: x for name, x in inputs.items() if name not in POINTMAPS}
+    assert torch.equal(fuser(without), fuser(inputs, dropped=POINTMAPS))
+
+
+@torch.inference_mode()
+def test_training_drops_both_pointmaps_of_some_objects():
+    fuser, inputs = make_stage().fuser, make_inputs(32)
+    whole = fuser(inputs)
+    fuser.train().dropout = 0.5
+    torch.manual_seed(0)
+    tokens = fuser(inputs)
+    start = 4 * (1 + ENCODER.grid**2)
+    gone = ~tokens[:, start:].any(-1)
+    assert torch.equal(gone.any(1), gone.all(1))
+    assert 0 < gone.all(1).sum() < 32
+    assert torch.equal(tokens[:, :start], whole[:, :start])
+
+
+def test_unknown_points_do_not_reach_other_tokens():
+    fuser, inputs = make_stage().fuser, make_inputs(1)
+    inputs["rgb_pointmap"][:] = torch.inf
+    inputs["pointmap"][:, 2, 3, 3] = -torch.inf
+    assert fuser(inputs).isfinite().all()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_stay_close_and_identity_exact(dtype):
+    stage = make_stage(FUSIONS["both"])
+    inputs = make_inputs(events=True)
+    full = stage(inputs)
+    half = stage.to(dtype)(inputs)
+    assert half.dtype is dtype
+    assert torch.equal(half, stage.fuser({name: x for name, x in inputs.items() if "event" not in name}))
+    assert (half.float() - full).norm() < 0.03 * full.norm()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x: x.pop("mask"), "missing_input"),
+        (lambda x: x.pop("pointmap"), "missing_input"),
+        (lambda x: x.update(depth=x["mask"]), "bad_input"),
+        (lambda x: x.update(mask=x["mask"][:2]), "batch_mismatch"),
+        (lambda x: x.update(image=x["image"][:, :2]), "wrong_channels"),
+        (lambda x: x.pop("event_image"), "missing_input"),
+        (lambda x: x.update(event_image=x["event_image"][:2]), "batch_mismatch"),
+    ],
+)
+def test_wrong_inputs_are_refused(change, reason):
+    inputs = make_inputs(3, events=True)
+    change(inputs)
+    with pytest.raises(InputError) as error:
+        make_stage(FUSIONS["blocks"])(inputs)
+    assert error.value.reason == reason
+
+
+def test_events_without_an_event_branch_are_refused():
+    with pytest.raises(InputError) as error:
+        make_stage()(make_inputs(events=True))
+    assert error.value.reason == "no_event_branch"
+
+
+def test_everything_dropped_is_refused():
+    with pytest.raises(InputError) as error:
+        make_stage()({}, dropped=make_inputs())
+    assert error.value.reason == "missing_input"
+
+
+def test_an_unknown_fusion_is_refused():
+    with pytest.raises(ConfigurationError, match="gated"):
+        FusionConfig(tokens="concat")
