@@ -21,22 +21,19 @@ CROP_FACTOR = 1.2
 
 @dataclass(frozen=True)
 class ObjectInputs:
-    """Inputs of B objects, float32, S x S; what was not given is None.
+    """Inputs of B objects, float32, S x S.
 
-    ``image``, ``event_image``: (B, 3, S, S) the object's crop, in [0, 1]; ``mask``: (B, 1, S, S) its mask, soft, in
-    [0, 1]; ``pointmap``: (B, 3, S, S) its crop of the pointmap, normalised, NaN where unknown; ``rgb_image``,
-    ``rgb_event_image``, ``rgb_image_mask``, ``rgb_pointmap``: the same of the full frame, padded to a square;
-    ``pointmap_scale``, ``pointmap_shift``: (B, 3) in the pointmap's unit: ``normalised = (p - shift) / scale``.
+    ``views``, by the names that the condition stage takes, only of what was given: ``image``, ``event_image``:
+    (B, 3, S, S) the object's crop, in [0, 1]; ``mask``: (B, 1, S, S) its mask, soft, in [0, 1]; ``pointmap``:
+    (B, 3, S, S) its crop of the pointmap, normalised, NaN where unknown; ``rgb_image``, ``rgb_event_image``,
+    ``rgb_image_mask``, ``rgb_pointmap``: the same of the full frame, padded to a square. The images of the full frame
+    have one row, (1, 3, S, S), for all objects share them.
+
+    ``pointmap_scale``, ``pointmap_shift``: (B, 3) in the pointmap's unit, ``normalised = (p - shift) / scale``; None
+    without pointmaps.
     """
 
-    image: Tensor | None
-    mask: Tensor
-    event_image: Tensor | None
-    rgb_image: Tensor | None
-    rgb_image_mask: Tensor
-    rgb_event_image: Tensor | None
-    pointmap: Tensor | None
-    rgb_pointmap: Tensor | None
+    views: dict[str, Tensor]
     pointmap_scale: Tensor | None
     pointmap_shift: Tensor | None
 
@@ -55,21 +52,28 @@ def object_inputs(
     """
     alpha = _unit_range(masks)[:, None]
     boxes = [crop_box(mask) for mask in masks]
-    cropped, full = _image_views(image, boxes, size)
-    event_cropped, event_full = _image_views(event_image, boxes, size)
-    pointmap, full_pointmap, scale, shift = _pointmap_views(points, alpha, boxes, size)
-    return ObjectInputs(
-        image=cropped,
-        mask=torch.cat([_nearest(_crop(mask, box)[None], size) for mask, box in zip(alpha, boxes, strict=True)]),
-        event_image=event_cropped,
-        rgb_image=full,
-        rgb_image_mask=_nearest(_padded_to_square(alpha), size),
-        rgb_event_image=event_full,
-        pointmap=pointmap,
-        rgb_pointmap=full_pointmap,
-        pointmap_scale=scale,
-        pointmap_shift=shift,
-    )
+    views = {
+        "mask": torch.cat([_nearest(_crop(mask, box)[None], size) for mask, box in zip(alpha, boxes, strict=True)]),
+        "rgb_image_mask": _nearest(_padded_to_square(alpha), size),
+    }
+    for name, frame in (("image", image), ("event_image", event_image)):
+        if frame is not None:
+            channels = _unit_range(frame).permute(2, 0, 1)
+            views[name] = torch.cat([_smooth(_crop(channels, box)[None], size) for box in boxes])
+            views[f"rgb_{name}"] = _smooth(_padded_to_square(channels)[None], size)
+    if points is None:
+        return ObjectInputs(views, None, None)
+    crops, fulls, scales, shifts = [], [], [], []
+    for pointmap, mask, box in zip(points, alpha, boxes, strict=True):
+        known = torch.where(pointmap.isfinite().all(dim=0), pointmap, torch.nan)
+        scale, shift = scene_moments(known, mask[0])
+        normalised = (known - shift[:, None, None]) / scale[:, None, None]
+        crops.append(_nearest(_crop(_on_image_grid(normalised, mask.shape[1:]), box, beside=torch.nan)[None], size))
+        fulls.append(_nearest(_padded_to_square(normalised)[None], size))
+        scales.append(scale)
+        shifts.append(shift)
+    views |= {"pointmap": torch.cat(crops), "rgb_pointmap": torch.cat(fulls)}
+    return ObjectInputs(views, torch.stack(scales), torch.stack(shifts))
 
 
 def crop_box(mask: Tensor) -> tuple[int, int, int, int]:
@@ -107,36 +111,6 @@ def scene_moments(points: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     shift = on_object.nanmedian(dim=1).values
     scale = (points - shift[:, None, None]).abs().amax(dim=0).nanmedian()
     return scale.expand(3), shift
-
-
-def _image_views(
-    image: Tensor | None, boxes: list[tuple[int, int, int, int]], size: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """(H, W, 3) uint8 -> crops and full frame, each (B, 3, S, S). The full frame is the same for all and made once."""
-    if image is None:
-        return None, None
-    channels = _unit_range(image).permute(2, 0, 1)
-    crops = torch.cat([_smooth(_crop(channels, box)[None], size) for box in boxes])
-    full = _smooth(_padded_to_square(channels)[None], size)
-    return crops, full.expand(len(boxes), -1, -1, -1)
-
-
-def _pointmap_views(
-    points: Sequence[Tensor] | None, alpha: Tensor, boxes: list[tuple[int, int, int, int]], size: int
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Crops and full frames of the normalised pointmaps, each (B, 3, S, S), with their scales and shifts (B, 3)."""
-    if points is None:
-        return None, None, None, None
-    views = []
-    for pointmap, mask, box in zip(points, alpha, boxes, strict=True):
-        known = torch.where(pointmap.isfinite().all(dim=0), pointmap, torch.nan)
-        scale, shift = scene_moments(known, mask[0])
-        normalised = (known - shift[:, None, None]) / scale[:, None, None]
-        cropped = _crop(_on_image_grid(normalised, mask.shape[1:]), box, beside=torch.nan)
-        full = _padded_to_square(normalised)
-        views.append((_nearest(cropped[None], size)[0], _nearest(full[None], size)[0], scale, shift))
-    crops, fulls, scales, shifts = (torch.stack(parts) for parts in zip(*views, strict=True))
-    return crops, fulls, scales, shifts
 
 
 def _crop(frame: Tensor, box: tuple[int, int, int, int], beside: float = 0.0) -> Tensor:

@@ -71,10 +71,12 @@ def test_preprocessing(case, assert_matches):
     without_map = preprocessing.object_inputs(rgba[..., :3], masks, size=inputs["px"])
     for stage, result in (("ss", results), ("slat", without_map)):
         for name, reference in outputs[stage].items():
-            # one scale and one shift serve crop and full frame
-            value = getattr(result, name.replace("rgb_pointmap_s", "pointmap_s"))
-            assert_matches(value, reference.expand(2, *reference.shape[1:]), f"{stage} {name}")
-    assert without_map.pointmap is None and without_map.pointmap_scale is None
+            if name.endswith(("_scale", "_shift")):  # one scale and one shift serve crop and full frame
+                value = getattr(result, name.removeprefix("rgb_"))
+            else:
+                value = result.views[name]
+            assert_matches(value, reference.expand_as(value), f"{stage} {name}")
+    assert without_map.views.keys() == outputs["slat"].keys() and without_map.pointmap_scale is None
 
 
 def test_pose(case, assert_matches):
