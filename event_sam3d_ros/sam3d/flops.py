@@ -6,22 +6,42 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 
 def count_flops(function: Callable[[], Any]) -> int:
     """Floating-point operations of the matrix products, convolutions and attention in ``function()``; a multiply-add is
     two.
 
-    torch's own counter is blind to one kernel, the one that computes attention on the CPU.
+    The formulas are torch's. Its own counter is blind to attention on the CPU and stumbles over views of parameters.
     """
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops}) as counter:
+    counter = _FlopCounter()
+    with torch.no_grad(), counter:
         function()
-    return counter.get_total_flops()
+    return counter.total
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """``query``: shape (B, heads, N, D), ``key``, ``value``: (B, heads, M, D)."""
-    batch, heads, queries, width = query
-    return 2 * batch * heads * queries * key[2] * (width + value[3])
+class _FlopCounter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = _FORMULAS.get(func.overloadpacket)
+        if formula is None:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if result is NotImplemented else result
+        result = func(*args, **kwargs)
+        self.total += formula(*args, **kwargs, out_val=result)
+        return result
+
+
+def _cpu_attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
+    """``query``: (B, heads, N, D), ``key``, ``value``: (B, heads, M, D)."""
+    return 2 * query[..., 0].numel() * key.shape[2] * (query.shape[3] + value.shape[3])
+
+
+_FORMULAS = {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
