@@ -26,17 +26,17 @@ def encoder_config(state: dict[str, torch.Tensor], prefix: str, meta: dict[str, 
         depth=1 + max(int(k.split(".")[1]) for k in (k.removeprefix(prefix) for k in state) if k.startswith("blocks.")),
         heads=int(meta.get("num_heads", 4)),
         mlp_ratio=state[f"{prefix}blocks.0.mlp.fc1.weight"].shape[0] / width,
-        registers=state[f"{prefix}register_tokens"].shape[1],
+        registers=state[f"{prefix}register_tokens"].shape[1] if f"{prefix}register_tokens" in state else 0,
         stem=(),
         input_size=int(meta.get("input_size", 0)),
-        mask_token=True,
+        mask_token=f"{prefix}mask_token" in state,
     )
 
 
-def pointmap_config(state: dict[str, torch.Tensor], prefix: str) -> PointmapConfig:
+def pointmap_config(state: dict[str, torch.Tensor], prefix: str, meta: dict[str, object]) -> PointmapConfig:
     patch = round((state[f"{prefix}pos_embed_window"].shape[1] - 1) ** 0.5)
     _, width, windows, _ = state[f"{prefix}pos_embed"].shape
-    return PointmapConfig(input_size=windows * patch, patch_size=patch, width=width)
+    return PointmapConfig(windows * patch, patch, width, heads=int(meta.get("heads", 16)))
 
 
 @torch.inference_mode()
@@ -59,7 +59,7 @@ def test_dino(case, assert_matches):
 
 @torch.inference_mode()
 def test_pointmap_embedder(case, assert_matches):
-    embedder = PointmapEmbedder(pointmap_config(case["state_dict"], "")).eval()
+    embedder = PointmapEmbedder(pointmap_config(case["state_dict"], "", case["meta"].get("config", {}))).eval()
     embedder.load_state_dict(case["state_dict"])
     points = embedder.resize(case["inputs"]["xyz"])
     assert_matches(embedder(case["inputs"]["xyz"]), case["outputs"]["tokens"], "tokens")
@@ -75,7 +75,7 @@ def test_fuser(case, assert_matches):
     structured = case["name"].startswith("slat")
     fuser = EmbedderFuser(
         encoder_config(state, "module_list.0.backbone.", meta),
-        None if structured else pointmap_config(state, "module_list.2."),
+        None if structured else pointmap_config(state, "module_list.2.", meta),
         prenorm=structured,
     ).eval()
     fuser.load_state_dict(state)

@@ -9,9 +9,10 @@ import torch
 
 from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.sam3d.condition import TokenConditionStage
-from event_sam3d_ros.sam3d.config import EncoderConfig, FusionConfig, PointmapConfig
+from event_sam3d_ros.sam3d.config import EncoderConfig, FusionConfig, ModelConfig, PointmapConfig
 from event_sam3d_ros.sam3d.embedder_fuser import POINTMAPS, EmbedderFuser
 from event_sam3d_ros.sam3d.layers import Block
+from event_sam3d_ros.sam3d.network import Network
 
 ENCODER = EncoderConfig(28, 7, 3, 32, 3, 4, registers=2, stem=(), mask_token=True)
 POINTMAP = PointmapConfig(input_size=16, patch_size=4, width=16, heads=4)
@@ -273,6 +274,20 @@ def test_everything_dropped_is_refused():
     with pytest.raises(InputError) as error:
         make_stage()({}, dropped=make_inputs())
     assert error.value.reason == "missing_input"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["gated", "attn", "cattn"])
+def test_token_fusion_serves_the_direct_head_too(kind):
+    torch.manual_seed(0)
+    network = Network(ModelConfig(fusion=FusionConfig(tokens=kind))).eval()
+    image, events, mask = (torch.rand(2, channels, 64, 64) for channels in (3, 3, 1))
+    plain = network(image, None, mask)
+    assert torch.equal(network(image, events, mask).logits, plain.logits)
+    for name, gate in network.condition.fusion.gates().items():
+        if name.startswith("tokens."):
+            gate.fill_(0.5)
+    assert not torch.equal(network(image, events, mask).logits, plain.logits)
 
 
 def test_an_unknown_fusion_is_refused():
