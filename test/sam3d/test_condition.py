@@ -11,6 +11,7 @@ from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.sam3d.condition import TokenConditionStage
 from event_sam3d_ros.sam3d.config import EncoderConfig, FusionConfig, ModelConfig, PointmapConfig
 from event_sam3d_ros.sam3d.embedder_fuser import POINTMAPS, EmbedderFuser
+from event_sam3d_ros.sam3d.event_fusion import TokenAttention
 from event_sam3d_ros.sam3d.layers import Block
 from event_sam3d_ros.sam3d.network import Network
 
@@ -109,6 +110,20 @@ def test_with_open_gates_the_events_matter(stage):
     fused = stage(inputs)
     for name in ("event_image", "rgb_event_image"):
         assert not torch.equal(stage({**inputs, name: 1 - inputs[name]}), fused), name
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("cross", [False, True])
+def test_a_wide_open_gate_gives_the_transformers_own_image_tokens(cross):
+    torch.manual_seed(0)
+    fusion, x, events = TokenAttention(32, 4, cross), torch.randn(2, 5, 32), torch.randn(2, 7, 32)
+    for name, parameter in fusion.named_parameters():
+        if any(
+            part in ("proj", "fc2") for part in name.split(".")
+        ):  # the ends of all branches: the blocks then change nothing
+            parameter.zero_()
+    fusion.gate.fill_(20.0)
+    torch.testing.assert_close(fusion(x, events), x, atol=1e-6, rtol=0)
 
 
 def test_every_gate_moves_with_the_first_optimiser_step(stage):
