@@ -236,8 +236,7 @@ class GeometryFlow(nn.Module):
     def condition(self, tokens: Tensor) -> list[BlockCondition]:
         """``tokens``: (B, M, condition_width) of B objects -> what every block keeps of them.
 
-        Memory: 2 streams * depth * M * 2 * width numbers per object (1.5 GB in 16 bits at released size). Raises
-        InputError if the tokens do not fit the network.
+        Raises InputError if the tokens do not fit the network.
         """
         width = self.config.condition_width
         if tokens.ndim != 3 or tokens.shape[2] != width or 0 in tokens.shape:
@@ -247,6 +246,15 @@ class GeometryFlow(nn.Module):
             )
         tokens = tokens.to(self.dtype)
         return [cast(FlowBlock, block).cache(tokens) for block in self.blocks]
+
+    def memory_per_object(self, condition_tokens: int) -> int:
+        """Bytes that `sample` takes for each object beside the weights, from above: what is kept of the condition (at
+        released size 1.5 GB in 16 bits), and the tokens of both branches at the widest place, inside an MLP."""
+        config = self.config
+        kept = condition_tokens * (config.condition_width + len(STREAMS) * config.depth * 2 * config.width)
+        tokens = config.resolution**3 + len(POSE_CHANNELS)
+        working = 2 * tokens * config.width * (6 + 2 * config.mlp_ratio)
+        return (kept + math.ceil(working)) * self.dtype.itemsize
 
     def forward(
         self,
