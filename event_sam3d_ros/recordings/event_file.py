@@ -20,6 +20,7 @@ from event_sam3d_ros.events.events import Events, Triggers, concatenate
 from event_sam3d_ros.events.stream import MAX_SIDE
 from event_sam3d_ros.recordings.losses import Losses, counted, left_out
 from event_sam3d_ros.recordings.samples import EventChunk, Sample, TriggerChunk
+from event_sam3d_ros.recordings.time_jumps import TimeJumps
 
 PACKET_US = 4000
 FRAME_ID = "camera_optical_frame"
@@ -160,10 +161,10 @@ class EventFile(ABC):
         parts: list[Events] = []  # sorted, none beginning before the end of the one before it
         triggers = Triggers.empty()
         restarts: list[tuple[int, int]] = []
-        for events, new_triggers in self._blocks():
+        for runs, new_triggers in self._blocks_of_runs():
             if new_triggers is not None and len(new_triggers):
                 triggers = _joined(triggers, new_triggers)
-            for run in self._runs(events):
+            for run in runs:
                 if parts and run.t[0] < parts[-1].t[-1] - BACKWARD_TOLERANCE_US:
                     restarts.append((int(parts[-1].t[-1]), int(run.t[0])))
                     yield from self._cut(parts, Triggers.empty())
@@ -187,9 +188,16 @@ class EventFile(ABC):
                 "events are given in the file's order there"
             )
 
-    def _runs(self, events: Events) -> list[Events]:
-        """The events of a block that are on the sensor, sorted, and cut where the clock was started again; none for a
-        block that makes no sense."""
+    def _blocks_of_runs(self) -> Iterator[tuple[list[Events], Triggers | None]]:
+        """The blocks, their events sorted, and cut where the clock was started again."""
+        jumps = TimeJumps(self.leave_out)
+        for events, triggers in self._blocks():
+            yield self._runs(events, jumps), triggers
+        yield [run for events in jumps.rest() for run in _sorted_runs(events)], None
+
+    def _runs(self, events: Events, jumps: TimeJumps) -> list[Events]:
+        """The events of a block that are on the sensor, and whose times are sound; none for a block that makes no
+        sense."""
         if not len(events):
             return []
         first, last, x_max, y_max, is_sorted = events.extent()
@@ -209,11 +217,10 @@ class EventFile(ABC):
         self.losses.counts["out_of_range_events"] += outside
         if outside:
             events = events[inside]
-        if is_sorted:
-            return [events] if len(events) else []
-        restarts = np.flatnonzero(np.diff(events.t) < -BACKWARD_TOLERANCE_US) + 1
-        runs = [events[begin:end] for begin, end in itertools.pairwise([0, *restarts.tolist(), len(events)])]
-        return [run[np.argsort(run.t, kind="stable")] for run in runs if len(run)]
+        if not len(events):
+            return []
+        parts = jumps(events, first, last)
+        return parts if is_sorted else [run for part in parts for run in _sorted_runs(part)]
 
     def leave_out(self, problem: str, reason: str = "corrupt_recording") -> None:
         """Count a piece of the events that makes no sense."""
@@ -231,6 +238,13 @@ class EventFile(ABC):
             times = self.stamp_ns(int(edges.t[0])), self.stamp_ns(int(edges.t[-1]))
             samples.append(TriggerChunk(*times, FRAME_ID, edges))
         return sorted(samples, key=lambda sample: sample.receive_ns) if len(triggers) else samples
+
+
+def _sorted_runs(events: Events) -> list[Events]:
+    """The events, cut where the clock was started again, each piece sorted."""
+    restarts = np.flatnonzero(np.diff(events.t) < -BACKWARD_TOLERANCE_US) + 1
+    runs = [events[begin:end] for begin, end in itertools.pairwise([0, *restarts.tolist(), len(events)])]
+    return [run[np.argsort(run.t, kind="stable")] for run in runs]
 
 
 def _insert(parts: list[Events], run: Events) -> None:

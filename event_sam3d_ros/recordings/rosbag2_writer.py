@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2.storage_mcap import McapWriter
 
 from event_sam3d_ros.errors import RecordingError, RecordingWarning
 from event_sam3d_ros.events.codecs import encode_event_packet_cdr, make_encoder
@@ -54,7 +57,7 @@ def write_rosbag2(
     if path.exists():
         raise RecordingError(f"{path} exists already: remove it or choose another name", reason="output_exists")
     plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
-    writer = Writer(path, version=9, storage_plugin=plugin)
+    writer = _Writer(path, version=9, storage_plugin=plugin)
     if plugin == StoragePlugin.MCAP:
         writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
     try:
@@ -78,6 +81,23 @@ def write_rosbag2(
         shutil.rmtree(path, ignore_errors=True)
         raise
     return count
+
+
+class _McapWriter(McapWriter):
+    """Gives each chunk the checksum that rosbags leaves out, so that damage shows."""
+
+    def close_chunk(self) -> None:
+        begin, checksum = self.bio.tell(), crc32(self.chunk.bio.getbuffer())
+        super().close_chunk()
+        end = self.bio.tell()
+        # Behind the record's kind and size, the chunk's first and last time, and its uncompressed size.
+        self.bio.seek(begin + 9 + 24)
+        self.bio.write(struct.pack("<I", checksum))
+        self.bio.seek(end)
+
+
+class _Writer(Writer):
+    STORAGE_PLUGINS = {**Writer.STORAGE_PLUGINS, StoragePlugin.MCAP: _McapWriter}
 
 
 class SampleEncoder:

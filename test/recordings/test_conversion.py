@@ -202,6 +202,7 @@ def test_convert_and_cut(tmp_path, capsys, output):
     piece = events_of(open_recording(tmp_path / f"cut_{output}").samples())
     begin = int(events.t[0]) + 10_000
     assert_equal(piece, events[(events.t >= begin) & (events.t < begin + 10_000)])
+    capsys.readouterr()
     assert main(["cut", str(path), str(tmp_path / "none"), "--start", "3", "--end", "2"]) == 2
     assert capsys.readouterr().err == "event-sam3d cut: a piece from 3 s to 2 s is empty: give 0 <= start < end\n"
 

@@ -6,6 +6,7 @@ import json
 import struct
 import sys
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from rosbags.rosbag1 import Writer as Rosbag1Writer
+from rosbags.rosbag2.storage_mcap import DECOMPRESSORS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import (  # noqa: E402
@@ -97,6 +99,49 @@ def test_a_dat_file_goes_on_behind_damage(tmp_path: Path, header: str) -> None:
         assert len(rows(events) - rows(found)) <= 320 and len(rows(found) - rows(events)) < 5
         assert found.t[-1] == events.t[-1]
         assert 3 <= losses["corrupt_packets"] <= 6 and "is damaged at byte" in said[0]
+
+
+@pytest.mark.parametrize("block", [None, 4096])
+@pytest.mark.parametrize("bit", [16, 20, 27])
+def test_a_damaged_time_high_of_evt2_costs_its_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bit: int, block: int | None
+) -> None:
+    """Also where the damage is at the end of a block."""
+    if block:
+        monkeypatch.setattr("event_sam3d_ros.recordings.prophesee.BLOCK_BYTES", block)
+    events = make_events(20_000)
+    path = write_raw(tmp_path / "a.raw", events, "evt2")
+    data = path.read_bytes()
+    begin = data.index(b"% end\n") + 6
+    words = np.frombuffer(data, "<u4", offset=begin).copy()
+    highs = np.flatnonzero(words >> 28 == 8)[[500, 1500]]
+    words[highs] ^= 1 << bit
+    path.write_bytes(data[:begin] + words.tobytes())
+    found, losses, said = read(path)
+    assert rows(found) <= rows(events) and 0 < len(events) - len(found) < 50
+    assert losses["corrupt_packets"] == 2 and len(said) == 1
+    assert "a.raw is damaged: its times jump from 50" in said[0] and "the first of 2 corrupt event packets" in said[0]
+
+
+@pytest.mark.parametrize("step_us", [2_000_000, -3_000_000])
+@pytest.mark.parametrize("place", [50, 10_000, 19_990])
+def test_clocks_that_jump_and_do_not_come_back_are_kept(tmp_path: Path, step_us: int, place: int) -> None:
+    events = make_events(20_000)
+    events = replace(events, t=events.t + np.where(np.arange(20_000) >= place, step_us, 0))
+    np.savez(tmp_path / "a.npz", t=events.t, x=events.x, y=events.y, p=events.p)
+    found, losses, _ = read(tmp_path / "a.npz")
+    assert_equal(found, events)
+    assert not any(losses.values())
+
+
+def test_a_piece_at_other_times_that_lasts_is_kept(tmp_path: Path) -> None:
+    events = make_events(20_000)
+    number = np.arange(20_000)
+    events = replace(events, t=events.t + np.where((5000 <= number) & (number < 17_000), 10_000_000, 0))  # 0.12 s
+    np.savez(tmp_path / "a.npz", t=events.t, x=events.x, y=events.y, p=events.p)
+    found, losses, _ = read(tmp_path / "a.npz")
+    assert_equal(found, events)
+    assert not any(losses.values())
 
 
 def test_a_chunk_of_a_prophesee_hdf5_is_left_out(tmp_path: Path) -> None:
@@ -318,6 +363,20 @@ def test_an_mcap_that_lacks_bytes_in_the_middle_is_read_without_its_index(
     assert rows(found) < rows(events) and len(found) >= (500_000 if compressed else 880_000)
     assert losses["lost_packets"] + losses["corrupt_packets"] == 90 - len(found) // 10_000
     assert said[0] == f"{file} is damaged; what is whole was read"
+
+
+def test_chunks_that_are_written_have_the_checksum_of_their_content(tmp_path: Path) -> None:
+    write_rosbag2(tmp_path / "bag", make_all_kinds())
+    data = bytearray((tmp_path / "bag" / "bag.mcap").read_bytes())
+    chunk = 8 + 9 + struct.unpack_from("<Q", data, 9)[0]  # behind the file's mark and header
+    (checksum,) = struct.unpack_from("<I", data, chunk + 9 + 24)
+    begin = data.index(bytes.fromhex("28b52ffd"))
+    (size,) = struct.unpack_from("<Q", data, begin - 8)
+    assert checksum == zlib.crc32(DECOMPRESSORS["zstd"](bytes(data[begin : begin + size]), 0)) != 0
+    data[chunk + 9 + 24] ^= 1
+    (tmp_path / "bag" / "bag.mcap").write_bytes(data)
+    with pytest.raises(RecordingError, match="Chunk checksum mismatch"):
+        list(open_recording(tmp_path / "bag").samples())
 
 
 def test_sizes_in_a_damaged_mcap_take_no_memory(tmp_path: Path) -> None:
