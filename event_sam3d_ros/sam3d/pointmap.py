@@ -111,5 +111,10 @@ def _shows(scene: Pointmap, mask: npt.NDArray[np.integer]) -> bool:
 
 def _rays(shape: tuple[int, ...], K: FloatArray) -> FloatArray:
     """(H, W, 3) rays of the pixels in the optical frame, z = 1."""
-    ys, xs = np.indices(shape, dtype=np.float64)
-    return np.stack([xs, ys, np.ones_like(xs)], axis=-1) @ np.linalg.inv(K).T
+    height, width = shape
+    inverse = np.linalg.inv(K)
+    return (
+        np.arange(width)[None, :, None] * inverse[:, 0]
+        + np.arange(height)[:, None, None] * inverse[:, 1]
+        + inverse[:, 2]
+    )
