@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import mmap
 import os
 import pickle
 import re
 import select
-import shutil
 import struct
 import subprocess
 import sys
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from rosbags.rosbag2.storage_mcap import DECOMPRESSORS
 
 from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.events.events import Events, Triggers
@@ -27,6 +28,7 @@ from event_sam3d_ros.recordings.samples import Frame, ImuChunk, Sample
 MAGIC = b"#!AER-DAT4.0"
 _BEGIN = 14  # the magic line
 _MOST_STREAMS = 1000
+_COMPRESSIONS = {bytes.fromhex("04224d18"): "lz4", bytes.fromhex("28b52ffd"): "zstd"}  # by their marks
 # In the header's XML: the number of the first stream of frames.
 _FRAMES = re.compile(rb'outInfo/(\d+)/">(?:(?!<node).)*?"typeIdentifier"[^>]*>FRME<', re.DOTALL)
 # Seconds without an answer after which dv-processing is given up. A batch takes milliseconds; to open a large file
@@ -58,14 +60,13 @@ class Aedat4File(EventFile):
         if path.suffix != ".aedat4":  # dv-processing goes by the name
             self._readable = self._beside("link")
             self._readable.symlink_to(path.resolve())
-        is_cut = False
-        try:
-            (self._info,) = self._dv("info")
-        except _DvError as error:
-            self._readable, is_cut = self._repaired(error), True
-            (self._info,) = self._read("info")
-        super().__init__(path)
+        self._left_out = 0  # packets
+        is_cut = self._is_damaged()
         if is_cut:
+            self._readable = self._repaired()
+        (self._info,) = self._read("info")
+        super().__init__(path)
+        if is_cut and not self._left_out:
             self.warn("is cut: its table of contents is missing; what is whole was read")
         self.image_count = self._count_frames() if "frames" in self._info["streams"] else 0
 
@@ -80,6 +81,13 @@ class Aedat4File(EventFile):
             yield from self._dv(stream)
         except _DvError as error:
             raise self._broken(error) from error
+
+    def _whole(self, stream: str) -> Iterator[Any]:
+        """As `_read`, up to a packet that dv-processing can't read."""
+        try:
+            yield from self._dv(stream)
+        except _DvError as error:
+            self.leave_out(f"is damaged: of its {stream} the rest can't be read ({_shortened(error)})")
 
     def _dv(self, stream: str) -> Iterator[Any]:
         command = [sys.executable, "-m", "event_sam3d_ros.recordings.aedat4_process", str(self._readable), stream]
@@ -100,28 +108,41 @@ class Aedat4File(EventFile):
                 process.kill()
 
     def _broken(self, error: _DvError) -> RecordingError:
-        said = textwrap.shorten(str(error).split("Error info:")[-1], 200, placeholder=" ...")
+        said = _shortened(error).replace(str(self._readable), str(self.path))
         return RecordingError(f"{self.path} can't be read as an AEDAT 4 ({said})", reason="broken_recording")
 
-    def _repaired(self, error: _DvError) -> Path:
-        """A copy that does not promise a table of contents: dv-processing then finds the packets itself."""
-        if "FileDataTable" not in str(error):
-            raise self._broken(error) from error
+    def _is_damaged(self) -> bool:
+        """Whether packets can't be decompressed, of which dv-processing does not come back, or the table of contents is
+        not where the header has it. All of the file is read for that."""
         try:
-            with self.path.open("rb") as file:
-                place = _table_position(file.read(4096))
+            with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                place = _table_position(data[:4096])
                 _header(file)
-                end = max((position for _, position in _packets(file)), default=file.tell())
+                if place == 0:
+                    return False
+                (table,) = struct.unpack_from("<q", data, place)
+                last = file.tell()
+                for _, begin, end in _sound_packets(data, last, table):
+                    self._left_out += begin < 0
+                    last = end
+                return self._left_out > 0 or last != (table if table >= 0 else len(data))
         except struct.error:
-            raise self._broken(error) from error
-        if place == 0:
-            raise self._broken(error) from error
+            return False  # dv-processing says what it lacks
+
+    def _repaired(self) -> Path:
+        """A copy of the packets that are whole, without a table of contents: dv-processing then finds them itself."""
         copy = self._beside("copy")
-        shutil.copyfile(self.path, copy)
-        with copy.open("r+b") as file:
-            file.seek(place)
-            file.write(struct.pack("<q", -1))
-            file.truncate(end)
+        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            place = _table_position(data[:4096])
+            _header(file)
+            table = struct.unpack_from("<q", data, place)[0]
+            with copy.open("wb") as new:
+                new.write(data[: file.tell()])
+                for _, begin, end in _sound_packets(data, file.tell(), table):
+                    if begin >= 0:
+                        new.write(data[begin:end])
+                new.seek(place)
+                new.write(struct.pack("<q", -1))
         return copy
 
     def _count_frames(self) -> int:
@@ -146,34 +167,41 @@ class Aedat4File(EventFile):
         if "events" not in self._info["streams"]:
             return
         begin, end = self._info["span"]
-        for columns in self._read("events"):
+        for columns in self._whole("events"):
             events = Events(*columns)
             if len(events):
                 yield events, None
                 self.progress = min(1.0, max(0.0, (int(events.t[-1]) - begin) / max(1, end - begin)))
+        if self._left_out:
+            error = RecordingError(f"{self.path} has packets that can't be decompressed", reason="corrupt_recording")
+            self.losses.leave_out("corrupt_packets", error, self._left_out)
 
     def _others(self) -> list[Iterator[Sample]]:
         readers = {"frames": self._frames, "imu": self._imu, "triggers": self._triggers}
         return [read() for name, read in readers.items() if name in self._info["streams"]]
 
     def _frames(self) -> Iterator[Sample]:
-        for t, exposure_us, pixels in self._read("frames"):
+        for t, exposure_us, pixels in self._whole("frames"):
             pixels = pixels if pixels.ndim == 2 else pixels[..., 2::-1]  # BGR(A) -> RGB
             stamp = self.stamp_ns(t)
             yield Frame("image", stamp, stamp, FRAME_ID, np.ascontiguousarray(pixels), exposure_us * 1000)
 
     def _imu(self) -> Iterator[Sample]:
-        for rows in self._read("imu"):
+        for rows in self._whole("imu"):
             for row in rows:
                 stamp = self.stamp_ns(int(row[0]))
                 yield ImuChunk(stamp, stamp, FRAME_ID, row[:1].astype(np.int64), row[None, 1:4], row[None, 4:7])
 
     def _triggers(self) -> Iterator[Sample]:
-        for batch in self._read("triggers"):
+        for batch in self._whole("triggers"):
             edges = [(t, *_EDGES[kind]) for t, kind in batch if kind in _EDGES]
             t, number, p = (np.array(column) for column in zip(*edges, strict=True)) if edges else ((),) * 3
             triggers = Triggers(np.array(t, np.int64), np.array(number, np.uint8), np.array(p, np.uint8))
             yield from self._cut([], triggers)
+
+
+def _shortened(error: _DvError) -> str:
+    return textwrap.shorten(str(error).split("Error info:")[-1], 200, placeholder=" ...")
 
 
 def _receive(pipe: int, size: int) -> bytes:
@@ -204,6 +232,43 @@ def _header(file: BinaryIO) -> bytes:
     """The header, and ``file`` behind it. struct.error for one that is too short."""
     file.seek(_BEGIN)
     return file.read(struct.unpack("<I", file.read(4))[0])
+
+
+def _sound_packets(data: mmap.mmap, position: int, table: int) -> Iterator[tuple[int, int, int]]:
+    """Stream, begin and end of each packet (int32 stream, int32 size, content) up to the table of contents, or to the
+    end of the file where that is negative. Begin is -1 for one that can't be decompressed, or is none; behind that the
+    next one is looked for."""
+    size = table if 0 <= table <= len(data) else len(data)
+    while position + 8 <= size:
+        stream, length = struct.unpack_from("<ii", data, position)
+        begin, end = position, position + 8 + length
+        is_packet = 0 <= stream < _MOST_STREAMS and 0 < length and end <= len(data)
+        if is_packet and _is_whole(data[begin + 8 : end]):
+            yield stream, begin, end
+            position = end
+            continue
+        found = [at for mark in _COMPRESSIONS if (at := data.find(mark, begin + 9)) >= 0]
+        if is_packet or (found and min(found) - 8 < size):
+            yield stream, -1, begin
+        # Where bytes are missing, the next packet begins inside this one.
+        if is_packet and (end == size or _begins_packet(data, end)):
+            position = end
+        else:
+            position = next((at - 8 for at in sorted(found)), size)
+
+
+def _begins_packet(data: mmap.mmap, position: int) -> bool:
+    return data[position + 8 : position + 12] in _COMPRESSIONS
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether a packet's content can be decompressed, and has the size that it says."""
+    decompress = DECOMPRESSORS[_COMPRESSIONS.get(content[:4], "")]
+    try:
+        plain = decompress(content, 0)
+        return struct.unpack_from("<I", plain)[0] + 4 == len(plain)
+    except Exception:  # whatever the decompressors say
+        return False
 
 
 def _packets(file: BinaryIO) -> Iterator[tuple[int, int]]:
