@@ -68,6 +68,11 @@ class FusionConfig:
         known = ("", "gated", "attn", "cattn")
         _require(self.tokens in known, f"tokens is {self.tokens!r}; known are 'gated', 'attn', 'cattn' and '' for none")
 
+    @property
+    def anywhere(self) -> bool:
+        """Whether events enter at all; where not, a flow model has no event branch."""
+        return bool(self.stems or self.blocks or self.tokens)
+
 
 @dataclass(frozen=True)
 class PointmapConfig:
@@ -140,6 +145,30 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
+class StructureConfig:
+    """The structure decoder (`structure_vae.py`); the defaults are the released size."""
+
+    channels: tuple[int, ...] = (512, 128, 32)
+    blocks: int = 2
+    middle_blocks: int = 2
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """All parts of the sampling geometry head beside its image encoders."""
+
+    pointmap: PointmapConfig = field(default_factory=PointmapConfig)
+    transformer: FlowHeadConfig = field(default_factory=FlowHeadConfig)
+    structure: StructureConfig = field(default_factory=StructureConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the occupancy grid."""
+        return self.transformer.resolution * 2 ** (len(self.structure.channels) - 1)
+
+
+@dataclass(frozen=True)
 class PreprocessConfig:
     """How an object is cut out of the frame (`preprocess.py`)."""
 
@@ -155,22 +184,32 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. ``head`` names the geometry head; ``direct`` is the one this version has."""
+    """A whole model. ``head`` names the geometry head, "direct" or "flow"; the other one's part has no meaning."""
 
     name: str = "nano"
     head: str = "direct"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     direct: DirectHeadConfig = field(default_factory=DirectHeadConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
 
     def __post_init__(self) -> None:
-        _require(self.head == "direct", f"head is {self.head!r}; this version knows 'direct'")
+        _require(self.head in ("direct", "flow"), f"head is {self.head!r}; known are 'direct' and 'flow'")
         _require(
             all(0 <= i < len(self.encoder.stem) for i in self.fusion.stems)
             and all(0 <= i < self.encoder.depth for i in self.fusion.blocks),
             "fusion names a stem stage or block that the encoder lacks",
         )
+        if self.head == "flow":
+            _require(
+                self.encoder.in_channels == 3, "the flow head's encoder has in_channels 3: masks go through it alone"
+            )
+            width = max(self.encoder.width, self.flow.pointmap.width)
+            _require(
+                self.flow.transformer.condition_width == width,
+                f"flow.transformer.condition_width must be {width}, the width of the widest embedder",
+            )
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ModelConfig:
