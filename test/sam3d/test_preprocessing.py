@@ -104,6 +104,7 @@ def test_medians_take_the_lower_middle_and_count_only_what_is_known():
     scale, shift = scene_moments(points, torch.tensor([[1, 1, 0.6, 0.6, 0.6, 0.5]]))
     assert shift.tolist() == [2, 0, 5]
     assert scale.tolist() == [1, 1, 1]  # of 1, 0, 1 and 4
+    assert scene_moments(points, torch.tensor([[0.5, 1, 0, 0, 0, 0]]))[1].tolist() == [2, 0, 5]  # 0.5 is outside
     scale, shift = scene_moments(points, torch.tensor([[0, 0, 0, 0, 1.0, 1.0]]))
     assert scale.tolist() == [1, 1, 1] and shift.tolist() == [0, 0, 0]
 
