@@ -1,7 +1,11 @@
 """Flow matching and the geometry flow: schedules, guidance, noise, and the savings that must not change a number."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.sam3d.config import FlowHeadConfig, SamplerConfig, from_dict
@@ -10,7 +14,7 @@ from event_sam3d_ros.sam3d.flow import draw_noise, interpolate, sample, schedule
 from event_sam3d_ros.sam3d.geometry_flow import POSE_CHANNELS, SHAPE, GeometryFlow
 
 SMALL = FlowHeadConfig(width=48, condition_width=40, depth=3, heads=4, resolution=3, channels=8)
-BATCH_TOLERANCE = 1e-4  # of the sample after 44 evaluations whose differences guidance multiplies by up to 15
+BATCH_TOLERANCE = 1e-5  # of the sample after 44 evaluations; measured are 5e-7
 
 
 def random_flow(config: FlowHeadConfig = SMALL) -> GeometryFlow:
@@ -208,7 +212,7 @@ def test_time_step_size_and_condition_matter():
         assert all(not torch.allclose(changed[0][name], velocity[name]) for name in velocity)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 @pytest.mark.parametrize("part", ["all", "blocks"])
 @torch.no_grad()
 def test_half_precision_stays_near(dtype, tolerance, part):
@@ -269,12 +273,12 @@ def test_sampling_ends_where_training_pointed():
     """Two objects, told apart by their condition alone."""
     torch.manual_seed(0)
     config = FlowHeadConfig(width=48, condition_width=16, depth=2, heads=4, resolution=2, channels=8)
-    flow, batch = GeometryFlow(config), 32
+    flow, batch, steps = GeometryFlow(config), 32, 400
     tokens = torch.randn(2, 3, config.condition_width)
     data = {name: torch.randn(2, *shape) for name, shape in flow.latent_shapes.items()}
-    optimizer = torch.optim.AdamW(flow.parameters(), lr=3e-3)
-    generators, steps = seeded_generators(range(batch)), 400
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+    optimizer = torch.optim.AdamW(flow.parameters())
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps)
+    generators = seeded_generators(range(batch))
     which = torch.arange(batch) % 2
     for _ in range(steps):
         state, target = interpolate(
@@ -289,7 +293,7 @@ def test_sampling_ends_where_training_pointed():
         loss.backward()
         optimizer.step()
         rate.step()
-    for strength in (0.0, 2.0):
+    for strength in (0.0, 2.0, 7.0):
         result = flow.eval().sample(tokens, seeded_generators([1000, 1001]), SamplerConfig(strength=strength))
         for name, x in result.items():
             error = (x - data[name]).square().mean(dim=(1, 2)).sqrt()
@@ -329,3 +333,50 @@ def test_the_cpu_is_counted_as_the_meta_device():
     on_cpu = count_flops(lambda: flow.sample(tokens, seeded_generators([0, 1]), config))
     flow, tokens = flow.to("meta"), tokens.to("meta")
     assert on_cpu == count_flops(lambda: flow.sample(tokens, seeded_generators([0, 1]), config)) > 0
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes in tensors made since it was entered: now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.users: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor) and tensor.numel():
+                storage = tensor.untyped_storage()
+                users = self.users.get(storage.data_ptr(), 0)
+                self.users[storage.data_ptr()] = users + 1
+                self.now += 0 if users else storage.nbytes()
+                weakref.finalize(tensor, self._release, storage.data_ptr(), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _release(self, storage: int, size: int) -> None:
+        self.users[storage] -= 1
+        self.now -= 0 if self.users[storage] else size
+
+
+@pytest.mark.parametrize("objects", [1, 3])
+def test_memory_per_object_is_an_upper_bound_and_close(objects):
+    config = FlowHeadConfig(width=96, condition_width=96, depth=4, heads=4, resolution=8)
+    flow, tokens = random_flow(config), torch.randn(objects, 700, 96)
+    with PeakMemory() as memory:
+        flow.sample(tokens, seeded_generators(range(objects)), SamplerConfig(steps=2))
+    expected = objects * flow.memory_per_object(700)
+    assert 0.85 * expected < memory.peak < expected
+
+
+def test_compiles_as_one_graph():
+    flow, tokens, zero = random_flow(), condition_tokens(2), torch.zeros(1)
+    latents = draw_noise(flow.latent_shapes, seeded_generators([1, 2]))
+    compiled = torch.compile(flow, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        condition = flow.condition(tokens)
+        for result, expected in zip(
+            compiled(latents, zero, zero, condition, True), flow(latents, zero, zero, condition, True), strict=True
+        ):
+            assert_close(result, expected, 1e-5)
