@@ -95,4 +95,4 @@ def test_a_rate_that_nothing_plays_at_is_refused_with_the_range(capsys: pytest.C
 
 def test_info_counts_what_a_recording_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(folder)]) == 0
-    assert "2 events, sensor 6x4, 1 frames" in capsys.readouterr().out
+    assert "2 events, sensor 6x4, 1 frame" in capsys.readouterr().out

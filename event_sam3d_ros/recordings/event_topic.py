@@ -230,14 +230,16 @@ class _Stream:
             problem = time_jump(self._clock, stamp_ns, first_us, last_us)
             if problem is not None:
                 return problem
-        newest = np.maximum.accumulate(t if self._last_us is None else np.append(self._last_us, t))[-len(t) :]
-        worst = int(np.argmax(newest - t))
-        if newest[worst] - t[worst] > BACKWARD_TOLERANCE_US:
-            return BackwardTimeError("event time", int(newest[worst]), int(t[worst]))
+        before_us = first_us if self._last_us is None else self._last_us
+        if first_us < max(before_us, last_us) - BACKWARD_TOLERANCE_US:  # else none is so late
+            newest = np.maximum(np.maximum.accumulate(t), before_us)
+            worst = int(np.argmax(newest - t))
+            if newest[worst] - t[worst] > BACKWARD_TOLERANCE_US:
+                return BackwardTimeError("event time", int(newest[worst]), int(t[worst]))
         if stamp_ns:
             self._clock.update(stamp_ns, first_us)
             self._stamp_ns = stamp_ns
-        self._last_us = int(newest[-1])
+        self._last_us = max(before_us, last_us)
         return None
 
     def _breaks(self, packet: EventPacketView) -> EventSam3dError | None:
