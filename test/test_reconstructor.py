@@ -8,7 +8,8 @@ from torch import nn
 
 from event_sam3d_ros.errors import CheckpointError, ConfigurationError, InputError
 from event_sam3d_ros.preprocess import Observation, object_crops
-from event_sam3d_ros.reconstructor import Reconstructor, find_weights, largest_component, surface_points
+from event_sam3d_ros.reconstruction import largest_component, surface_points
+from event_sam3d_ros.reconstructor import Reconstructor, find_weights
 from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.geometry_direct import Geometry
 from event_sam3d_ros.sam3d.layout import grid_centers, object_rotation
