@@ -23,9 +23,8 @@ from event_sam3d_ros.events.codecs import (
 from event_sam3d_ros.events.events import FIELDS, Events
 from event_sam3d_ros.events.filters import EventFilter, FilterSettings
 from event_sam3d_ros.events.packet_numbers import PacketNumbers
+from event_sam3d_ros.events.plausibility import time_jump
 
-# A sensor's clock and its packets' stamps agree to a few ms; further apart they are not of one stream.
-PLAUSIBLE_NS = 1_000_000_000
 MAX_SIDE = 8192  # pixels; several times the largest event sensor
 MAX_LOST = 100_000  # packets: more than a minute of them
 _REMEMBERED = 16  # packets, to know one that comes twice
@@ -306,12 +305,8 @@ class EventStream:
     def _implausible(self, view: EventPacketView, events: Events) -> EventSam3dError | None:
         if self.t_last is None:
             return None
-        ahead_ns = self.clock.to_ros_ns(int(events.t[-1])) - view.stamp_ns
-        if abs(ahead_ns) < PLAUSIBLE_NS:
-            return None
-        return DecodeError(
-            f"sensor time and stamp of an event packet have moved apart by {ahead_ns / 1e9:.3f} s", reason="time_jump"
-        )
+        first_us, last_us, *_ = events.extent()
+        return time_jump(self.clock, view.stamp_ns, first_us, last_us)
 
 
 def check_geometry(width: int, height: int) -> None:

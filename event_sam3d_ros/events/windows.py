@@ -15,8 +15,9 @@ from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.filters import FilterSettings
+from event_sam3d_ros.events.plausibility import PLAUSIBLE_NS
 from event_sam3d_ros.events.representations import tencode, tencode_reference
-from event_sam3d_ros.events.stream import PLAUSIBLE_NS, EventStream
+from event_sam3d_ros.events.stream import EventStream
 
 _MAX_PENDING = 64
 

@@ -1,6 +1,7 @@
 """The nodes' parameters and topics, each in one table: declaration, checks and documentation come from here.
 
-``python -m event_sam3d_ros.nodes.parameters`` prints both tables as markdown for docs/parameters.md. Nothing here needs ROS.
+``python -m event_sam3d_ros.nodes.parameters`` prints both tables as markdown for docs/parameters.md. Nothing here needs
+ROS.
 """
 
 from __future__ import annotations
@@ -262,6 +263,14 @@ RECONSTRUCTION_NODE = ParameterTable(
     ),
     Parameter("threads", 0, "CPU threads of the network; 0 leaves the choice to PyTorch.", 0, 256),
     Parameter("seed", 0, "Seed of the network's random numbers.", 0, 2**31 - 1),
+    Parameter(
+        "memory_gb",
+        0.0,
+        "Memory that objects may take beside the weights; more of them are sampled in turn. 0: no limit.",
+        0.0,
+        1000.0,
+    ),
+    Parameter("offload", False, "Keep the weights in main memory; each stage comes to the device for its turn."),
     Parameter(
         "input_mode",
         "fused",

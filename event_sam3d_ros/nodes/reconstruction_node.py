@@ -72,6 +72,8 @@ _REASONS = (
     "no_checkpoint",
     "foreign_checkpoint",
     "wrong_checkpoint",
+    "no_event_branch",
+    "geometry_not_finite",
 )
 _EXPIRE_PERIOD_S = 0.05
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -95,7 +97,7 @@ class _Task:
 class ReconstructionNode(PipelineNode):
     """Pairs the inputs by stamp, reconstructs the newest complete frame in a thread of its own, publishes the result.
 
-    ``load_reconstructor`` takes model, device, precision and seed.
+    ``load_reconstructor`` takes model, device, precision, seed, memory_gb and offload.
     """
 
     def __init__(self, load_reconstructor: Callable[..., Any] = Reconstructor.from_pretrained) -> None:
@@ -113,7 +115,7 @@ class ReconstructionNode(PipelineNode):
         if self.value("threads"):
             torch.set_num_threads(self.value("threads"))
         self._reconstructor = self._load_reconstructor(
-            self.value("model"), self.value("device"), self.value("precision"), self.value("seed")
+            *(self.value(name) for name in ("model", "device", "precision", "seed", "memory_gb", "offload"))
         )
         self._reconstructor.warm_up()
         self._objects = self.add_output(ReconstructedObjectArray, "~/objects", 5)

@@ -103,7 +103,11 @@ class TokenConditionStage(nn.Module):
     def _see(self, events: Mapping[str, Tensor], images: Mapping[str, Tensor]) -> Features:
         """The event images that belong to ``images`` through the event encoder, in one batch."""
         if self.event_encoder is None or self.fusion is None:
-            raise InputError("event images are given, but this model has no event branch", reason="no_event_branch")
+            raise InputError(
+                "event images are given, but this model has no event branch: give RGB alone (input_mode rgb), or "
+                "import or train it with one",
+                reason="no_event_branch",
+            )
         for name, image in images.items():
             if name not in events:
                 raise InputError(f"no {EVENT_IMAGES[name]} beside the other event image", reason="missing_input")

@@ -106,7 +106,7 @@ def cut_event_packet(number: int, message: Any) -> Iterator[Any]:
 def test_a_packet_that_is_cut_off_is_counted(tmp_path: Path) -> None:
     frames, reports = played(tmp_path / "bag", make_samples(), cut_event_packet)
     assert len(frames) == COUNT
-    assert reports == {"truncated_message": 1, "sequence_gap": 1}
+    assert reports == {"truncated_message": 1}  # it came, so nothing is lost
 
 
 def test_time_may_start_over(tmp_path: Path) -> None:
