@@ -89,6 +89,17 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--seconds", type=float, default=5.0, help="how long to listen to a topic (%(default)s)")
     doctor.set_defaults(command=_doctor)
 
+    take = commands.add_parser("import-sam3d", help="turn the official SAM 3D weights into a model file")
+    take.add_argument("folder", type=Path, help="the official checkpoints/hf, or a folder that holds it")
+    take.add_argument("out", type=Path, nargs="?", help="model file to write (event-sam3d-full.safetensors)")
+    take.add_argument(
+        "--config", type=Path, metavar="YAML", help="of weights of another size (config/models/full.yaml)"
+    )
+    take.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="type to store (as in the official files)")
+    take.add_argument("--events", action="store_true", help="with a new event branch, which changes nothing untrained")
+    take.add_argument("--force", action="store_true", help="overwrite the output")
+    take.set_defaults(command=_import_sam3d)
+
     info = commands.add_parser("info", help="show the installed model, or what a recording holds")
     info.add_argument("path", type=Path, nargs="?", help="recording of any kind")
     info.add_argument("--json", action="store_true", help="one JSON object, for other programs")
@@ -214,6 +225,22 @@ def _info(options: argparse.Namespace) -> None:
     print(f"model file: {find_weights('nano')}\ndevice: {reconstructor.device}")
     for name, value in reconstructor.info.items():
         print(f"{name}: {value}")
+
+
+def _import_sam3d(options: argparse.Namespace) -> None:
+    from event_sam3d_ros.reconstructor import share_folder
+    from event_sam3d_ros.sam3d.config import ModelConfig
+    from event_sam3d_ros.sam3d.import_released import TYPES, import_released
+
+    config = ModelConfig.from_yaml(options.config or share_folder() / "config" / "models" / "full.yaml")
+    out = options.out or Path(f"event-sam3d-{config.name}.safetensors")
+    dtype = TYPES[options.dtype] if options.dtype else None
+
+    def report(what: str) -> None:
+        print(what, file=sys.stderr)
+
+    imported = import_released(options.folder, out, config, dtype, options.events, options.force, report)
+    print("\n".join(imported.lines()))
 
 
 def _print_recording(path: Path, as_json: bool) -> None:

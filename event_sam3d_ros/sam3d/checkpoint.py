@@ -58,9 +58,8 @@ def write_state(path: str | Path, state: dict[str, Tensor], config: ModelConfig,
 def load_checkpoint(path: str | Path) -> tuple[Network | FlowNetwork, dict[str, Any]]:
     """Reads a model file -> the network (evaluation mode, CPU) and its identity (header fields and ``sha256``).
 
-    A network with the direct head is float32; one with the flow head has the type that is stored, and its weights stay
-    in the mapped file until they are moved or changed: the system can read them anew where memory is short. So don't
-    write into a model file that is in use; `save_checkpoint` over it is safe.
+    A network with the direct head is float32; one with the flow head has the type that is stored. The weights are in
+    memory once, and one tensor of them twice.
 
     Every tensor is checked by name, shape and type against the network that the header's configuration builds. Raises
     CheckpointError if the file is missing, damaged, or not made by this package.
@@ -78,7 +77,7 @@ def load_checkpoint(path: str | Path) -> tuple[Network | FlowNetwork, dict[str, 
     shared = network.config.head == "flow" and not any(name.startswith(MASK_ENCODER) for name in state)
     _check(path, state, network, shared)
     if network.config.head == "direct":
-        state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
+        state = {name: tensor.float() for name, tensor in state.items()}
     if shared:
         image_encoder = {name: tensor for name, tensor in state.items() if name.startswith(IMAGE_ENCODER)}
         state |= {name.replace(IMAGE_ENCODER, MASK_ENCODER, 1): tensor for name, tensor in image_encoder.items()}
@@ -93,7 +92,7 @@ def _build(path: Path, metadata: Mapping[str, str]) -> Network | FlowNetwork:
         config = from_dict(ModelConfig, json.loads(metadata["config"]), where=f"configuration in {path}")
         with torch.device("meta"):
             return build(config)
-    except (KeyError, ValueError, ArithmeticError, RuntimeError, ConfigurationError) as error:
+    except (LookupError, ValueError, ArithmeticError, RuntimeError, ConfigurationError) as error:
         raise CheckpointError(f"{path} holds no usable configuration: {error}", reason="foreign_checkpoint") from error
 
 
@@ -110,10 +109,15 @@ def _check(path: Path, state: Mapping[str, Tensor], network: Network | FlowNetwo
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, which stay in the mapped file, and the header's texts. Raises CheckpointError if it is damaged."""
+    """The tensors and the header's texts. Raises CheckpointError if the file is damaged.
+
+    The copies begin where torch lets tensors begin. As they lie in the file they begin anywhere, and some kernels of
+    the CPU then add in another order: results would depend on the length of the header.
+    """
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
+        with safe_open(str(path), framework="pt", backend="pread") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name).clone() for name in names}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error}); it may be truncated: copy or download it again",

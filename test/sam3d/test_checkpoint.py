@@ -1,21 +1,51 @@
 """Model files: exact round trip, and one clear error for every kind of wrong file."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from event_sam3d_ros.errors import CheckpointError
-from event_sam3d_ros.sam3d.checkpoint import load_checkpoint, save_checkpoint
-from event_sam3d_ros.sam3d.config import ModelConfig
-from event_sam3d_ros.sam3d.network import Network
+from event_sam3d_ros.sam3d.checkpoint import MASK_ENCODER, load_checkpoint, save_checkpoint
+from event_sam3d_ros.sam3d.config import (
+    EncoderConfig,
+    FlowConfig,
+    FlowHeadConfig,
+    FusionConfig,
+    ModelConfig,
+    PointmapConfig,
+    StructureConfig,
+    to_dict,
+)
+from event_sam3d_ros.sam3d.network import Network, build
 
 INFO = {"tag": "test", "version": "1", "licence": "Apache-2.0"}
+FLOW = ModelConfig(
+    name="tiny",
+    head="flow",
+    encoder=EncoderConfig(28, 14, 3, 16, 2, 2, registers=4, stem=(), mask_token=True),
+    fusion=FusionConfig(stems=(), blocks=(1,), heads=2, tokens="cattn"),
+    flow=FlowConfig(
+        PointmapConfig(16, 8, 12, 2),
+        FlowHeadConfig(width=24, condition_width=16, depth=2, heads=2, resolution=2),
+        StructureConfig((16, 8), 1, 1),
+    ),
+)
+WEIGHTS = Path(__file__).parents[2] / "weights" / "event-sam3d-nano.safetensors"
+CONFIGS = {"direct": ModelConfig(), "flow": FLOW}
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request):
+    return CONFIGS[request.param]
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(config, tmp_path):
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "m.safetensors", Network(ModelConfig()), INFO, torch.float32)
+    save_checkpoint(tmp_path / "m.safetensors", build(config), INFO, torch.float32)
     return tmp_path / "m.safetensors"
 
 
@@ -26,14 +56,75 @@ def _metadata(path):
         return file.metadata()
 
 
-def test_round_trip(path):
+def test_round_trip(path, config):
     torch.manual_seed(0)
-    expected = Network(ModelConfig()).state_dict()
+    expected = build(config).state_dict()
     network, info = load_checkpoint(path)
     assert not network.training
+    assert network.config == config
     assert all(torch.equal(expected[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(parameter.requires_grad for parameter in network.parameters())
     assert info.items() >= INFO.items()
     assert len(info["sha256"]) == 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_types(config, tmp_path, dtype):
+    """The small model computes in float32; flow networks stay in the type that their file has."""
+    network = build(config)
+    save_checkpoint(tmp_path / "m.safetensors", network, INFO, dtype)
+    loaded, _ = load_checkpoint(tmp_path / "m.safetensors")
+    for name, tensor in loaded.state_dict().items():
+        stored = network.state_dict()[name].to(dtype)
+        assert tensor.dtype is (dtype if config.head == "flow" else torch.float32)
+        assert torch.equal(tensor, stored.to(tensor.dtype)), name
+
+
+def test_shipped_weights_load():
+    network, info = load_checkpoint(WEIGHTS)
+    assert isinstance(network, Network)
+    assert info["tag"] and {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_equal_encoders_are_stored_once(tmp_path):
+    network = build(FLOW)
+    fuser = network.condition.fuser
+    twice = {n: x.clone() for n, x in fuser.state_dict().items() if n.startswith("module_list.0.")}
+    fuser.load_state_dict(fuser.state_dict() | twice | {n.replace("list.0", "list.1"): x for n, x in twice.items()})
+    assert fuser.shares_encoder
+    save_checkpoint(tmp_path / "m.safetensors", network, INFO, torch.float32)
+    stored = load_file(str(tmp_path / "m.safetensors"))
+    assert not [name for name in stored if name.startswith(MASK_ENCODER)]
+    loaded, _ = load_checkpoint(tmp_path / "m.safetensors")
+    assert loaded.condition.fuser.shares_encoder
+    assert sum(p.numel() for p in loaded.parameters()) < sum(p.numel() for p in build(FLOW).parameters())
+    assert all(torch.equal(loaded.state_dict()[name], x) for name, x in network.state_dict().items())
+    save_checkpoint(tmp_path / "again.safetensors", loaded, INFO, torch.float32)
+    assert load_file(str(tmp_path / "again.safetensors")).keys() == stored.keys()
+
+
+def test_different_encoders_are_both_stored(tmp_path):
+    network = build(FLOW)
+    save_checkpoint(tmp_path / "m.safetensors", network, INFO, torch.float32)
+    loaded, _ = load_checkpoint(tmp_path / "m.safetensors")
+    assert not loaded.condition.fuser.shares_encoder
+
+
+def test_weights_begin_where_torch_lets_tensors_begin(path):
+    """Kernels of the CPU add in another order elsewhere: results would depend on the header's length."""
+    network, _ = load_checkpoint(path)
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in network.parameters())
+
+
+def test_saving_over_a_file_is_whole_or_not_at_all(path, config, tmp_path):
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError) as error:
+        save_checkpoint(tmp_path / "none" / "m.safetensors", build(config), INFO)
+    assert error.value.reason == "checkpoint_not_written"
+    with pytest.raises(TypeError):
+        save_checkpoint(path, build(config), {"tag": 3})
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_missing_file(tmp_path):
@@ -57,10 +148,10 @@ def test_foreign_file(tmp_path):
     assert error.value.reason == "foreign_checkpoint"
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "nan"])
-def test_wrong_tensors_are_named(path, damage):
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "type", "nan"])
+def test_wrong_tensors_are_named(path, config, damage):
     state, metadata = load_file(str(path)), _metadata(path)
-    name = "condition.rgb_encoder.cls_token"
+    name = f"condition.{'rgb_encoder' if config.head == 'direct' else 'event_encoder'}.cls_token"
     if damage == "missing":
         del state[name]
     elif damage == "extra":
@@ -68,6 +159,8 @@ def test_wrong_tensors_are_named(path, damage):
         state[name] = torch.zeros(1)
     elif damage == "shape":
         state[name] = torch.zeros(1, 1, 7)
+    elif damage == "type":
+        state[name] = state[name].int()
     else:
         state[name] = torch.full_like(state[name], float("nan"))
     save_file(state, str(path), metadata=metadata)
@@ -76,8 +169,52 @@ def test_wrong_tensors_are_named(path, damage):
     assert error.value.reason == "wrong_checkpoint"
 
 
-def test_a_broken_configuration_in_the_header(path):
+def test_a_shared_encoder_that_lacks_a_tensor(tmp_path):
+    """Left out is the whole mask encoder or nothing of it, and only where an image encoder stands for it."""
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, build(FLOW), INFO)
     state, metadata = load_file(str(path)), _metadata(path)
-    save_file(state, str(path), metadata={**metadata, "config": '{"name": 3}'})
-    with pytest.raises(CheckpointError, match="name"):
+    save_file({n: x for n, x in state.items() if n != MASK_ENCODER + "backbone.norm.bias"}, str(path), metadata)
+    with pytest.raises(CheckpointError, match=f"missing: {MASK_ENCODER}backbone.norm.bias$"):
         load_checkpoint(path)
+    save_file({n: x for n, x in state.items() if not n.startswith("condition.fuser.module_")}, str(path), metadata)
+    with pytest.raises(CheckpointError, match=r"missing: condition.fuser.module_list.0.backbone.* more$"):
+        load_checkpoint(path)
+
+
+def test_flow_tensors_of_several_types_are_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, build(FLOW), INFO)
+    state, metadata = load_file(str(path)), _metadata(path)
+    state["decoder.out_layer.2.bias"] = state["decoder.out_layer.2.bias"].float()
+    save_file(state, str(path), metadata=metadata)
+    with pytest.raises(CheckpointError, match="several types: float16, float32"):
+        load_checkpoint(path)
+
+
+def test_weights_of_another_head(path, config):
+    state, metadata = load_file(str(path)), _metadata(path)
+    other = CONFIGS["flow" if config.head == "direct" else "direct"]
+    save_file(state, str(path), metadata={**metadata, "config": json.dumps(to_dict(other))})
+    with pytest.raises(CheckpointError, match="missing: .*; extra: ") as error:
+        load_checkpoint(path)
+    assert error.value.reason == "wrong_checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("broken", "match"),
+    [
+        ('{"name": 3}', "name"),
+        ("{", "configuration"),
+        ("[]", "mapping"),
+        ('{"encoder": {"patch_size": 0}}', "configuration"),
+        ('{"direct": {"channels": []}}', "configuration"),
+        ('{"head": "flow", "encoder": {"in_channels": 3, "depth": -1}}', "configuration"),
+    ],
+)
+def test_a_broken_configuration_in_the_header(path, broken, match):
+    state, metadata = load_file(str(path)), _metadata(path)
+    save_file(state, str(path), metadata={**metadata, "config": broken})
+    with pytest.raises(CheckpointError, match=match) as error:
+        load_checkpoint(path)
+    assert error.value.reason == "foreign_checkpoint"
