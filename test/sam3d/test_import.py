@@ -334,6 +334,15 @@ def test_command(command, capsys):
     assert next(network.parameters()).dtype is torch.bfloat16
 
 
+def test_the_reconstructor_runs_it(command):
+    from event_sam3d_ros.reconstructor import Reconstructor
+
+    assert main([*command[:2], "m.safetensors", *command[2:], "--events"]) == 0
+    reconstructor = Reconstructor.from_pretrained("m.safetensors", device="cpu")
+    reconstructor.warm_up()
+    assert (reconstructor.info["name"], reconstructor.info["licence"]) == ("sam3d", "SAM License")
+
+
 def test_a_source_is_not_overwritten(official, tmp_path):
     folder, _ = official
     before = (folder / "ss_decoder.ckpt").read_bytes()
