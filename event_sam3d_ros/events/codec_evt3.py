@@ -27,10 +27,10 @@ from event_sam3d_ros.events.events import Events, Triggers
 ADDR_Y, ADDR_X, VECT_BASE_X, VECT_12, VECT_8 = 0x0, 0x2, 0x3, 0x4, 0x5
 TIME_LOW, CONTINUED_4, TIME_HIGH, RESERVED, EXT_TRIGGER, OTHERS, CONTINUED_12 = 0x6, 0x7, 0x8, 0x9, 0xA, 0xE, 0xF
 
-# TIME_HIGH counts 4096 us and has 12 bits. It wraps after 16.777216 s; a step back by no more than half of that is none
-# (as in OpenEB, evt3_decoder.h): sensors step back a little now and then ("bit noise"), and a bit that was damaged must
-# not move all times that follow. Only behind a loss every step goes forward, but for the noise, whose bound is that of
-# event_camera_codecs.
+# TIME_HIGH counts 4096 us and has 12 bits. It wraps after 16.777216 s; a step back by less than half of that is none
+# (as in OpenEB): sensors step back a little now and then ("bit noise"), and a bit that was damaged must not move all
+# times that follow. So a pause without any TIME_HIGH must be shorter than 8.4 s; sensors send every one. Only behind a
+# loss each step goes forward, but for the noise, whose bound is that of event_camera_codecs.
 HALF_WRAP = 1 << 11
 HIGH_BITS_NOISE = 10
 
@@ -42,7 +42,7 @@ class Evt3Decoder(Decoder):
 
     Times are 24-bit microseconds on the wire and are unwrapped to 64 bit from the first packet on: the first event lies
     in [0, 16.777216 s). A TIME_HIGH that is lower than the one before means that the time has wrapped if it is lower by
-    more than half of that, else that the time steps back. Behind a loss the time steps back by 41 ms at most, so that
+    half of that or more, else that the time steps back. Behind a loss the time steps back by 41 ms at most, so that
     up to 16.7 s may be lost. Events between a new TIME_HIGH and its TIME_LOW get the low part 0.
 
     At the start and after `resynchronise` events are dropped until TIME_HIGH, then TIME_LOW, and ADDR_Y were seen (for
@@ -170,7 +170,7 @@ def _decode(  # type: ignore[no-untyped-def]
             base, polarity, has_base = value & 0x7FF, value >> 11, 1
         elif kind == TIME_HIGH:
             step = value - (high & 0xFFF)
-            if has_history and step < (-HALF_WRAP if has_high else -HIGH_BITS_NOISE):
+            if has_history and step < (1 - HALF_WRAP if has_high else -HIGH_BITS_NOISE):
                 step += 0x1000
             elif has_history and step >= 0x1000 - HIGH_BITS_NOISE:  # noise across the wrap
                 step -= 0x1000

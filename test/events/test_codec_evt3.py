@@ -87,7 +87,7 @@ class Reference:
             new = value
         else:
             new = old - old % 4096 + value
-            if old - new > (10 if self.high is None else 2048):
+            if old - new > (10 if self.high is None else 2047):
                 new += 4096
             elif new - old >= 4086:
                 new -= 4096
@@ -257,8 +257,8 @@ def test_single_pixels_outside_are_dropped_and_counted():
     ("highs", "expected"),
     [
         ([100, 90], [100, 90]),  # bit noise
-        ([3000, 952], [3000, 952]),  # half a wrap: a bit of the first that was damaged
-        ([3000, 951], [3000, 4096 + 951]),
+        ([3000, 953], [3000, 953]),  # a bit of the first that was damaged
+        ([3000, 952], [3000, 4096 + 952]),  # half a wrap: how some encoders bridge long pauses
         ([4095, 0], [4095, 4096]),
         ([4095, 0, 4090, 3], [4095, 4096, 4090, 4099]),  # bit noise across the wrap counts once
         ([0, 2047, 4095, 2046], [0, 2047, 4095, 4096 + 2046]),
@@ -270,8 +270,8 @@ def test_time_wraps(highs, expected):
     assert events.t.tolist() == [high * 4096 + 7 for high in expected]
 
 
-@pytest.mark.parametrize("bit", range(12))
-@pytest.mark.parametrize("step", [0, 1])
+# The highest bit of a word that repeats the one before moves it by half a wrap, which can't be told from a pause.
+@pytest.mark.parametrize(("bit", "step"), [(bit, step) for bit in range(12) for step in (0, 1) if bit < 11 or step])
 def test_a_damaged_bit_of_the_time_does_not_move_what_follows(bit, step):
     for high in (*range(12, 4080, 97), 2047, 2048, 4000):
         highs = [high, (high + step) ^ 1 << bit, high + 2 * step, high + 2 * step + 1]

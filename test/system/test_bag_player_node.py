@@ -118,4 +118,4 @@ def test_a_damaged_bag_is_played_as_far_as_it_can_be_read(peer, start, bag, tmp_
     assert wait_for_end(peer, player) == (0 if is_readable else 1)
     assert time.monotonic() - begin < 60
     assert ("announces 56 messages, but 55 can be read" if is_readable else "can't be read as a rosbag2") in player.log
-    assert ("not played: 1 unreadable messages" in player.log) == is_readable
+    assert ("not played: 1 unreadable message\n" in player.log) == is_readable
