@@ -105,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="one JSON object, for other programs")
     info.set_defaults(command=_info)
 
+    model_info = commands.add_parser("model-info", help="say what a model takes: parameters, memory, FLOPs per stage")
+    model_info.add_argument(
+        "model", metavar="NAME|FILE", help="nano, small, base, full, a YAML file, or a .safetensors file"
+    )
+    model_info.add_argument("--json", action="store_true", help="one JSON object, for other programs")
+    model_info.set_defaults(command=_model_info)
+
     make = commands.add_parser("make-demo-bag", help="simulate the bundled recording anew")
     make.add_argument("output", type=Path, help="folder to write")
     make.set_defaults(command=_make_demo_bag)
@@ -270,6 +277,16 @@ def _print_recording(path: Path, as_json: bool) -> None:
             print(counted(count, words))
     if losses := str(summary.losses):
         print(f"not read: {losses}")
+
+
+def _model_info(options: argparse.Namespace) -> None:
+    import json
+
+    from event_sam3d_ros.reconstructor import share_folder
+    from event_sam3d_ros.sam3d.model_info import describe, find_model
+
+    info = describe(*find_model(options.model, share_folder() / "config" / "models"))
+    print(json.dumps(info.as_dict(), indent=2) if options.json else "\n".join(info.lines()))
 
 
 def _make_demo_bag(options: argparse.Namespace) -> None:

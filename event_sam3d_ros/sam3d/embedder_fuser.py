@@ -103,9 +103,24 @@ class EmbedderFuser(nn.Module):
         return kept
 
     @property
+    def tokens(self) -> int:
+        """Tokens of an object's sequence, whatever is dropped."""
+        return sum(self._count(name) for name in self.names)
+
+    @property
+    def pointmap_memory_per_object(self) -> int:
+        """Bytes that embedding an object's pointmaps takes beside the weights, from above."""
+        embedders = [embedder for embedder in self.module_list if isinstance(embedder, PointmapEmbedder)]
+        return len(POINTMAPS) * sum(embedder.memory_per_map for embedder in embedders)
+
+    @property
     def shares_encoder(self) -> bool:
         """Whether images and masks go through one and the same encoder."""
         return self.image_encoder is self._encoder(1)
+
+    def share_encoder(self) -> None:
+        """Has masks go through the image encoder from now on; their own is dropped."""
+        self.module_list[1].add_module("backbone", self.image_encoder)
 
     @property
     def image_encoder(self) -> VisionTransformer:
@@ -207,7 +222,7 @@ class EmbedderFuser(nn.Module):
             for start in (f"{prefix}module_list.0.", f"{prefix}module_list.1.")
         ]
         if same_tensors(*copies):
-            self.module_list[1].add_module("backbone", self.image_encoder)
+            self.share_encoder()
         elif self.shares_encoder:
             self.module_list[1].add_module("backbone", copy.deepcopy(self.image_encoder))
         super()._load_from_state_dict(state_dict, prefix, *rest)

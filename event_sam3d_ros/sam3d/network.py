@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class FlowNetwork(nn.Module):
     """The network with the flow head: SAM 3D's geometry stage, with an event branch where the configuration has one.
 
     The weights may be of any floating type (``.to(dtype)``), which is what is computed in. ``device`` is where: with
-    the weights elsewhere (a GPU's memory is short), each stage is brought there for its turn and sent back.
+    the weights elsewhere (a GPU's memory is short), each stage is copied there for its turn.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -71,38 +72,63 @@ class FlowNetwork(nn.Module):
         """``views``: `preprocessing.ObjectInputs.views` of B objects; ``generators``: one per object
         (`flow.seeded_generators`); ``dropped``: see `EmbedderFuser.forward`; ``sampler``: None for the configuration's;
         ``device``: None for the weights'; ``memory``: bytes that objects may take beside the weights, None for no
-        limit: more objects than fit are sampled and decoded in turn, at least one at a time.
+        limit: more objects than fit go through each stage in turn, at least one at a time.
         """
         device = torch.device(device) if device is not None else next(self.parameters()).device
-        dtype = next(self.parameters()).dtype
+        sampler = sampler or self.config.flow.sampler
         count = batch_size(views)
+        at_once = count if memory is None else max(1, min(count, memory // self.memory_per_object))
+        chunks = [slice(first, first + at_once) for first in range(0, count, at_once)]
         with _placed(self.condition, device):
-            tokens = self.condition({name: view.to(device, dtype) for name, view in views.items()}, dropped)
-        per_object = self.flow.memory_per_object(tokens.shape[1])
-        size = count if memory is None else max(1, min(count, memory // per_object))
-        parts: list[Latents] = []
+            tokens = [self.condition(_rows(views, chunk, device), dropped) for chunk in chunks]
         with _placed(self.flow, device):
-            for first in range(0, count, size):
-                chosen = slice(first, first + size)
-                sampling = sampler or self.config.flow.sampler
-                parts.append(self.flow.sample(tokens[chosen], generators[chosen], sampling))
+            parts = [
+                self.flow.sample(condition, generators[chunk], sampler)
+                for condition, chunk in zip(tokens, chunks, strict=True)
+            ]
         with _placed(self.decoder, device):
+            dtype = next(self.decoder.parameters()).dtype
             grids = [self.decoder(tokens_to_grid(part[SHAPE]).to(dtype)).float()[:, 0] for part in parts]
         pose = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != SHAPE}
         return FlowGeometry(torch.cat(grids), pose)
 
+    @property
+    def memory_per_object(self) -> int:
+        """Bytes that one object takes beside the weights where it takes most: while it is sampled, or, in small
+        networks, while its pointmaps are embedded."""
+        fuser = self.condition.fuser
+        return max(self.flow.memory_per_object(fuser.tokens), fuser.pointmap_memory_per_object)
+
+
+def _rows(views: Mapping[str, Tensor], chunk: slice, device: torch.device) -> dict[str, Tensor]:
+    """The inputs of some of the objects, on ``device``; what all objects share stays as it is.
+
+    They stay float32: the embedders go to their own type in their own place, points after their projection.
+    """
+    return {name: (view if len(view) == 1 else view[chunk]).to(device) for name, view in views.items()}
+
 
 @contextmanager
 def _placed(stage: nn.Module, device: torch.device) -> Iterator[None]:
-    """Has a stage's weights on ``device`` meanwhile."""
-    home = next(stage.parameters()).device
-    if home != device:
-        stage.to(device)
+    """Has a stage's tensors on ``device`` meanwhile.
+
+    Those at home are put back as they were instead of copied back: nothing changed them, and the way back would take
+    as long as the way there.
+    """
+    if next(stage.parameters()).device == device:
+        yield
+        return
+    tables: list[dict[str, Any]] = [
+        table for module in stage.modules() for table in (module._parameters, module._buffers)
+    ]
+    home = [dict(table) for table in tables]
     try:
+        for table in tables:
+            table.update({name: tensor.detach().to(device) for name, tensor in table.items() if tensor is not None})
         yield
     finally:
-        if home != device:
-            stage.to(home)
+        for table, tensors in zip(tables, home, strict=True):
+            table.update(tensors)
 
 
 def build(config: ModelConfig) -> Network | FlowNetwork:

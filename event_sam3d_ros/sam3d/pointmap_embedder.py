@@ -44,6 +44,13 @@ class PointmapEmbedder(nn.Module):
         """Tokens that one map gives."""
         return (self.config.input_size // self.config.patch_size) ** 2
 
+    @property
+    def memory_per_map(self) -> int:
+        """Bytes that embedding one map takes beside the weights, from above: the widest place, its windows' attention,
+        holds 4.4 times the points' channels; the rest is for what the other embedders gave meanwhile."""
+        points, weight = self.config.input_size**2, self.point_proj.weight
+        return 5 * points * self.config.width * weight.dtype.itemsize
+
     def forward(self, pointmap: Tensor) -> Tensor:
         points = self.resize(pointmap)
         at_once = max(1, POINTS_AT_ONCE // self.config.input_size**2)

@@ -1,17 +1,14 @@
 """Flow matching and the geometry flow: schedules, guidance, noise, and the savings that must not change a number."""
 
-import weakref
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.sam3d.config import FlowHeadConfig, SamplerConfig, from_dict
 from event_sam3d_ros.sam3d.flops import count_flops
 from event_sam3d_ros.sam3d.flow import draw_noise, interpolate, sample, schedule, seeded_generators
 from event_sam3d_ros.sam3d.geometry_flow import POSE_CHANNELS, SHAPE, GeometryFlow
+from event_sam3d_ros.sam3d.memory import peak_memory
 
 SMALL = FlowHeadConfig(width=48, condition_width=40, depth=3, heads=4, resolution=3, channels=8)
 BATCH_TOLERANCE = 1e-5  # of the sample after 44 evaluations; measured are 5e-7
@@ -344,39 +341,13 @@ def test_the_cpu_is_counted_as_the_meta_device():
     assert on_cpu == count_flops(lambda: flow.sample(tokens, seeded_generators([0, 1]), config)) > 0
 
 
-class PeakMemory(TorchDispatchMode):
-    """Bytes in tensors made since it was entered: now and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.users: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor) and tensor.numel():
-                storage = tensor.untyped_storage()
-                users = self.users.get(storage.data_ptr(), 0)
-                self.users[storage.data_ptr()] = users + 1
-                self.now += 0 if users else storage.nbytes()
-                weakref.finalize(tensor, self._release, storage.data_ptr(), storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _release(self, storage: int, size: int) -> None:
-        self.users[storage] -= 1
-        self.now -= 0 if self.users[storage] else size
-
-
 @pytest.mark.parametrize("objects", [1, 3])
 def test_memory_per_object_is_an_upper_bound_and_close(objects):
     config = FlowHeadConfig(width=96, condition_width=96, depth=4, heads=4, resolution=8)
     flow, tokens = random_flow(config), torch.randn(objects, 700, 96)
-    with PeakMemory() as memory:
-        flow.sample(tokens, seeded_generators(range(objects)), SamplerConfig(steps=2))
+    peak = peak_memory(lambda: flow.sample(tokens, seeded_generators(range(objects)), SamplerConfig(steps=2)))
     expected = objects * flow.memory_per_object(700)
-    assert 0.85 * expected < memory.peak < expected
+    assert 0.85 * expected < peak < expected
 
 
 def test_compiles_as_one_graph():
