@@ -20,7 +20,7 @@ from event_sam3d_ros.events.events import Events, Triggers, concatenate
 from event_sam3d_ros.events.stream import MAX_SIDE
 from event_sam3d_ros.recordings.losses import Losses, counted, left_out
 from event_sam3d_ros.recordings.samples import EventChunk, Sample, TriggerChunk
-from event_sam3d_ros.recordings.time_jumps import TimeJumps
+from event_sam3d_ros.recordings.time_jumps import excursions
 
 PACKET_US = 4000
 FRAME_ID = "camera_optical_frame"
@@ -190,16 +190,17 @@ class EventFile(ABC):
 
     def _blocks_of_runs(self) -> Iterator[tuple[list[Events], Triggers | None]]:
         """The blocks, their events sorted, and cut where the clock was started again."""
-        jumps = TimeJumps(self.leave_out)
+        before_us: int | None = None
         for events, triggers in self._blocks():
-            yield self._runs(events, jumps), triggers
-        yield [run for events in jumps.rest() for run in _sorted_runs(events)], None
+            events, is_sorted = self._checked(events, before_us)
+            before_us = int(events.t[-1]) if len(events) else before_us
+            yield [events][: len(events)] if is_sorted else _sorted_runs(events), triggers
 
-    def _runs(self, events: Events, jumps: TimeJumps) -> list[Events]:
-        """The events of a block that are on the sensor, and whose times are sound; none for a block that makes no
-        sense."""
+    def _checked(self, events: Events, before_us: int | None) -> tuple[Events, bool]:
+        """The events of a block that are on the sensor, and whose times are sound, and whether they are sorted; none
+        of a block that makes no sense. ``before_us``: time of the event before the block."""
         if not len(events):
-            return []
+            return events, True
         first, last, x_max, y_max, is_sorted = events.extent()
         outside = 0
         if x_max >= self.width or y_max >= self.height:
@@ -208,19 +209,26 @@ class EventFile(ABC):
         if not -MAX_US < first <= last < MAX_US:
             problem = f"times from {first} us to {last} us, and a ROS stamp tells less than {MAX_US} us"
             self.leave_out(f"has {problem}: it is damaged, or not of the kind it looks like", "corrupt_event")
-            return []
+            return events[:0], True
         if outside > FEW and 2 * outside > len(events):
             problem = f"{outside} of {len(events)} events from {events.t[0]} us on outside {self.width}x{self.height}"
             self.leave_out(f"has {problem}: it is damaged, or not of the kind it looks like")
-            return []
+            return events[:0], True
         self.losses.has_events = True
         self.losses.counts["out_of_range_events"] += outside
         if outside:
             events = events[inside]
-        if not len(events):
-            return []
-        parts = jumps(events, first, last)
-        return parts if is_sorted else [run for part in parts for run in _sorted_runs(part)]
+        if not is_sorted and len(events):  # times that rise do not come back
+            events = self._without_excursions(events, before_us)
+        return events, is_sorted
+
+    def _without_excursions(self, events: Events, before_us: int | None) -> Events:
+        keep = np.ones(len(events), np.bool_)
+        for begin, end, level in excursions(events.t, before_us):
+            keep[begin:end] = False
+            jump = f"from {level} us to {events.t[begin]} us and back to {events.t[end]} us"
+            self.leave_out(f"is damaged: its times jump {jump}, for {counted(end - begin, 'event{s}')}")
+        return events if keep.all() else events[keep]
 
     def leave_out(self, problem: str, reason: str = "corrupt_recording") -> None:
         """Count a piece of the events that makes no sense."""
@@ -243,7 +251,8 @@ class EventFile(ABC):
 def _sorted_runs(events: Events) -> list[Events]:
     """The events, cut where the clock was started again, each piece sorted."""
     restarts = np.flatnonzero(np.diff(events.t) < -BACKWARD_TOLERANCE_US) + 1
-    runs = [events[begin:end] for begin, end in itertools.pairwise([0, *restarts.tolist(), len(events)])]
+    bounds = sorted({0, *restarts.tolist(), len(events)})
+    runs = [events[begin:end] for begin, end in itertools.pairwise(bounds)]
     return [run[np.argsort(run.t, kind="stable")] for run in runs]
 
 

@@ -34,7 +34,7 @@ from test_recordings import write_packets  # noqa: E402
 from event_sam3d_ros.cli import main  # noqa: E402
 from event_sam3d_ros.errors import RecordingError, RecordingWarning  # noqa: E402
 from event_sam3d_ros.events.codecs import make_encoder  # noqa: E402
-from event_sam3d_ros.events.events import Events  # noqa: E402
+from event_sam3d_ros.events.events import Events, Triggers  # noqa: E402
 from event_sam3d_ros.recordings.files import EventChunk, open_recording, write_rosbag2  # noqa: E402
 from event_sam3d_ros.recordings.hdf5_writer import write_hdf5  # noqa: E402
 
@@ -101,14 +101,8 @@ def test_a_dat_file_goes_on_behind_damage(tmp_path: Path, header: str) -> None:
         assert 3 <= losses["corrupt_packets"] <= 6 and "is damaged at byte" in said[0]
 
 
-@pytest.mark.parametrize("block", [None, 4096])
 @pytest.mark.parametrize("bit", [16, 20, 27])
-def test_a_damaged_time_high_of_evt2_costs_its_events(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bit: int, block: int | None
-) -> None:
-    """Also where the damage is at the end of a block."""
-    if block:
-        monkeypatch.setattr("event_sam3d_ros.recordings.prophesee.BLOCK_BYTES", block)
+def test_a_damaged_time_high_of_evt2_costs_its_events(tmp_path: Path, bit: int) -> None:
     events = make_events(20_000)
     path = write_raw(tmp_path / "a.raw", events, "evt2")
     data = path.read_bytes()
@@ -121,6 +115,63 @@ def test_a_damaged_time_high_of_evt2_costs_its_events(
     assert rows(found) <= rows(events) and 0 < len(events) - len(found) < 50
     assert losses["corrupt_packets"] == 2 and len(said) == 1
     assert "a.raw is damaged: its times jump from 50" in said[0] and "the first of 2 corrupt event packets" in said[0]
+
+
+@pytest.mark.parametrize("place", [0, 1, 1000, 4095, 4096, 4097, 19_998])
+def test_one_time_that_is_damaged_costs_one_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    """Unless it is the first of the file, or the last of a block: what comes behind it is not known then."""
+    monkeypatch.setattr("event_sam3d_ros.recordings.npz.BLOCK_ROWS", 4096)
+    events = make_events(20_000)
+    damaged = replace(events, t=events.t + np.where(np.arange(20_000) == place, 1 << 32, 0))
+    np.savez(tmp_path / "a.npz", t=damaged.t, x=events.x, y=events.y, p=events.p)
+    found, losses, _ = read(tmp_path / "a.npz")
+    is_kept = place in (0, 4095)
+    assert (len(found), losses["corrupt_packets"]) == ((20_000, 0) if is_kept else (19_999, 1))
+    assert_equal(found, damaged if is_kept else events[np.arange(20_000) != place])
+
+
+def test_short_bursts_between_long_pauses_are_kept(tmp_path: Path) -> None:
+    """Also where the camera was started again on the way."""
+    once = (np.arange(60)[:, None] * 2_000_000 + np.arange(100) * 300 + 300_000).ravel()
+    t = np.concatenate([once, once])
+    events = replace(make_events(len(t)), t=t)
+    np.savez(tmp_path / "a.npz", t=events.t, x=events.x, y=events.y, p=events.p)
+    found, losses, _ = read(tmp_path / "a.npz")
+    assert_equal(found, events)
+    assert not any(losses.values())
+
+
+@pytest.mark.filterwarnings("ignore::event_sam3d_ros.errors.RecordingWarning")
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_each_jump_of_the_times_costs_the_same(tmp_path: Path, is_sorted: bool) -> None:
+    """In calls of functions, for seconds prove little."""
+    calls = []
+    for count in (400, 1600):
+        t = np.random.default_rng(0).integers(0, 10**12, count)
+        zeros = np.zeros(count, np.uint16)
+        np.savez(tmp_path / "a.npz", t=np.sort(t) if is_sorted else t, x=zeros, y=zeros, p=zeros)
+        recording = open_recording(tmp_path / "a.npz")
+        profile: list[str] = []
+        sys.setprofile(lambda frame, event, argument, to=profile: to.append(event))  # type: ignore[misc]
+        try:
+            for _ in recording.samples():
+                pass
+        finally:
+            sys.setprofile(None)
+        calls.append(len(profile))
+    assert calls[1] < 6 * calls[0]
+
+
+def test_samples_come_in_order_behind_a_pause(tmp_path: Path) -> None:
+    t = np.concatenate([np.arange(0, 1_000_000, 100), np.arange(5_000_000, 5_050_000, 100)])
+    edges = np.arange(400)
+    triggers = Triggers(edges * 100_000, np.zeros(400, np.uint8), (edges % 2).astype(np.uint8))
+    payload = make_encoder("evt2", WIDTH, HEIGHT).encode(replace(make_events(len(t)), t=t), triggers)[0]
+    header = f"% format EVT2;height={HEIGHT};width={WIDTH}\n% end\n"
+    (tmp_path / "a.raw").write_bytes(header.encode() + payload)
+    samples = list(open_recording(tmp_path / "a.raw").samples())
+    times = [sample.receive_ns for sample in samples]
+    assert times == sorted(times) and len(events_of(samples)) == len(t)
 
 
 @pytest.mark.parametrize("step_us", [2_000_000, -3_000_000])
