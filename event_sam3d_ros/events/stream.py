@@ -306,7 +306,7 @@ class EventStream:
         if self.t_last is None:
             return None
         first_us, last_us, *_ = events.extent()
-        return time_jump(self.clock, view.stamp_ns, first_us, last_us)
+        return time_jump(self.clock, view.stamp_ns, view.stamp_ns - self._newest_ns, first_us, last_us)
 
 
 def check_geometry(width: int, height: int) -> None:

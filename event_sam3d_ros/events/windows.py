@@ -217,7 +217,7 @@ class EventWindows:
         if ahead_us > BACKWARD_TOLERANCE_US:
             return (
                 f"events whose times lie {ahead_us / 1e6:.3f} s ahead of their packet's stamp pushed those {which} out "
-                "of the buffer: packets are damaged on their way, or the driver's stamps are old"
+                "of the buffer: packets are damaged on their way or longer than buffer_ms, or the driver's stamps are old"
             )
         advice = f"raise buffer_ms, buffer_max_events or buffer_max_mb, or {other_advice}"
         return f"events {which} were no longer kept: {advice}"

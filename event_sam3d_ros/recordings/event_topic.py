@@ -227,7 +227,7 @@ class _Stream:
         """Take in a packet's times, or say why they do not go on from those before."""
         first_us, last_us = int(t.min()), int(t.max())
         if self._stamp_ns and stamp_ns:
-            problem = time_jump(self._clock, stamp_ns, first_us, last_us)
+            problem = time_jump(self._clock, stamp_ns, stamp_ns - self._stamp_ns, first_us, last_us)
             if problem is not None:
                 return problem
         before_us = first_us if self._last_us is None else self._last_us

@@ -1,0 +1,105 @@
+"""Packets of any length, and what happens to a stream's state when one of them does not fit."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from event_sam3d_ros.events.buffer import EventBuffer
+from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr, make_encoder
+from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.stream import EventStream
+
+WIDTH, HEIGHT = 64, 48
+START_NS = 1_700_000_000_000_000_000
+# mono has 32 bits of nanoseconds for a packet, 4.3 s.
+LENGTHS = [(code, us) for code in ("evt3", "libcaer") for us in (500_000, 1_200_000, 5_000_000)]
+LENGTHS += [("mono", us) for us in (500_000, 1_200_000, 4_200_000)]
+
+
+def events_at(times):
+    count = len(times)
+    columns = np.arange(count, dtype=np.uint16)
+    return Events(np.asarray(times, np.int64), columns % WIDTH, columns % HEIGHT, np.ones(count, np.uint8))
+
+
+def packet(encoder, encoding, seq, stamp_ns, events):
+    payload, time_base = encoder.encode(events)
+    return encode_event_packet_cdr(
+        stamp_ns=stamp_ns,
+        frame_id="events",
+        width=WIDTH,
+        height=HEIGHT,
+        seq=seq,
+        time_base=time_base,
+        encoding=encoding,
+        payload=payload,
+    )
+
+
+def packets(encoding, span_us, count=12, stamped="first", per_packet=50):
+    """Packets of one length, one behind the other, stamped with the time of their first or behind their last event."""
+    encoder = make_encoder(encoding, WIDTH, HEIGHT)
+    for seq in range(count):
+        t0 = seq * span_us
+        events = events_at(np.linspace(t0, t0 + span_us - 1, per_packet).astype(np.int64))
+        stamp_us = t0 if stamped == "first" else t0 + span_us
+        yield packet(encoder, encoding, seq, START_NS + stamp_us * 1000, events)
+
+
+class Setup:
+    def __init__(self, message_type="event_camera_msgs/msg/EventPacket"):
+        self.reports = []
+        buffer = EventBuffer(10_000_000_000)
+        self.stream = EventStream(message_type, buffer, lambda *report: self.reports.append(report))
+
+    @property
+    def counts(self):
+        return Counter(reason for reason, _ in self.reports)
+
+    def feed(self, cdrs):
+        for cdr in cdrs:
+            self.stream.add_message(cdr)
+
+
+@pytest.mark.parametrize("stamped", ["first", "last"])
+@pytest.mark.parametrize("encoding, span_us", LENGTHS)
+def test_packets_may_be_long(encoding, stamped, span_us):
+    setup = Setup()
+    setup.feed(packets(encoding, span_us, stamped=stamped))
+    assert (setup.stream.events, len(setup.stream.buffer)) == (600, 600)
+    assert not setup.reports
+
+
+@pytest.mark.parametrize("span_us", [500_000, 1_200_000, 5_000_000])
+def test_event_arrays_may_be_long(span_us):
+    setup = Setup("dvs_msgs/msg/EventArray")
+    for start_us in range(START_NS // 1000, START_NS // 1000 + 12 * span_us, span_us):
+        events = events_at(np.linspace(start_us, start_us + span_us - 1, 50).astype(np.int64))
+        setup.feed([encode_dvs_event_array_cdr(start_us * 1000, "events", WIDTH, HEIGHT, events)])
+    assert setup.stream.events == 600
+    assert not setup.reports
+
+
+JUMP_US = 1 << 24  # one wrap of EVT3's time, 16.8 s
+DAMAGED = {
+    "a jump inside": lambda t: np.where(np.arange(t.size) < t.size // 2, t, t + JUMP_US),
+    "a jump at the start": lambda t: t + JUMP_US,
+    "a jump back at the start": lambda t: t - JUMP_US,
+    "a first time that is far too small": lambda t: np.concatenate((t[:1] - JUMP_US, t[1:])),
+    "a last time that is far too great": lambda t: np.concatenate((t[:-1], t[-1:] + JUMP_US)),
+}
+
+
+@pytest.mark.parametrize("span_us", [5_000, 1_200_000, 5_000_000])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_times_in_packets_of_any_length_are_dropped(damage, span_us):
+    start_us, setup = 100_000_000, Setup()
+    for seq in range(12):
+        t = start_us + seq * span_us + np.linspace(0, span_us - 1, 50).astype(np.int64)
+        stamp_ns = START_NS + int(t[0]) * 1000
+        if seq == 6:
+            t = DAMAGED[damage](t)
+        setup.feed([packet(make_encoder("libcaer", WIDTH, HEIGHT), "libcaer", seq, stamp_ns, events_at(np.sort(t)))])
+    assert (setup.stream.events, len(setup.stream.buffer)) == (550, 550)
+    assert setup.counts == {"time_jump": 1}
