@@ -82,11 +82,13 @@ class EventFile(ABC):
         self.width = self.height = _UNSIZED
         x = y = count = 0
         outside = np.zeros(len(SENSORS), np.int64)
-        for events, _ in self._blocks():
+        for events, triggers in self._blocks():
+            self.losses.has_events |= len(events) > 0 or (triggers is not None and len(triggers) > 0)
             if len(events):
                 x, y = max(x, int(events.x.max())), max(y, int(events.y.max()))
                 outside += [np.count_nonzero((events.x >= size[0]) | (events.y >= size[1])) for size in SENSORS]
                 count += len(events)
+        self.losses.check()
         most = 0 if outside[-1] == 0 else _STRAY_SHARE * count
         return next((size for size, out in zip(SENSORS, outside, strict=True) if out <= most), (x + 1, y + 1))
 
@@ -192,6 +194,7 @@ class EventFile(ABC):
         """The blocks, their events sorted, and cut where the clock was started again."""
         before_us: int | None = None
         for events, triggers in self._blocks():
+            self.losses.has_events |= triggers is not None and len(triggers) > 0
             events, is_sorted = self._checked(events, before_us)
             before_us = int(events.t[-1]) if len(events) else before_us
             yield [events][: len(events)] if is_sorted else _sorted_runs(events), triggers

@@ -12,8 +12,6 @@ _WORDS = {
     "unknown_words": "unknown word{s}",
     "out_of_range_events": "event{s} outside the sensor",
 }
-# So many packets that make no sense, and none that does: the rest won't either.
-_HOPELESS = 1000
 
 
 def counted(count: int, words: str) -> str:
@@ -43,14 +41,12 @@ class Losses:
         self._first: dict[str, RecordingError] = {}
 
     def leave_out(self, name: str, error: RecordingError, count: int = 1) -> None:
-        """Count something that can't be used. Raises the first such error where nothing can."""
+        """Count something that can't be used."""
         self._first.setdefault(name, error)
         self.counts[name] += count
-        if name == "corrupt_packets" and self.counts[name] >= _HOPELESS:
-            self.check()
 
     def check(self) -> None:
-        """Raises the first error where there were events, but none that can be understood."""
+        """At the end: raises the first error where there were events or triggers, but none that can be understood."""
         if self.counts["corrupt_packets"] and not self.has_events:
             raise self._first["corrupt_packets"]
 

@@ -35,7 +35,7 @@ from event_sam3d_ros.cli import main  # noqa: E402
 from event_sam3d_ros.errors import RecordingError, RecordingWarning  # noqa: E402
 from event_sam3d_ros.events.codecs import make_encoder  # noqa: E402
 from event_sam3d_ros.events.events import Events, Triggers  # noqa: E402
-from event_sam3d_ros.recordings.files import EventChunk, open_recording, write_rosbag2  # noqa: E402
+from event_sam3d_ros.recordings.files import EventChunk, TriggerChunk, open_recording, write_rosbag2  # noqa: E402
 from event_sam3d_ros.recordings.hdf5_writer import write_hdf5  # noqa: E402
 
 SECOND = 1_000_000_000
@@ -227,6 +227,33 @@ def test_a_chunk_of_a_compressed_hdf5_is_left_out(tmp_path: Path, kind: str) -> 
     if kind == "packets":  # no more is lost than the packets that reach into the chunk
         assert len(found) == 300_000 - 34_000 and losses["corrupt_packets"] == 34
     assert len(said) == 1 and "is damaged, from event 6" in said[0]
+
+
+@pytest.mark.parametrize("header", [f"% format EVT2;height={HEIGHT};width={WIDTH}\n", "% evt 2.0\n"])
+@pytest.mark.parametrize("begin", [0, 1 << 18])
+def test_a_raw_file_with_much_damage_is_read(tmp_path: Path, header: str, begin: int) -> None:
+    """More than a thousand pieces of it, also at the begin, before anything is understood."""
+    events = make_events(300_000)
+    path = write_raw(tmp_path / "a.raw", events, "evt2", header)
+    data = path.read_bytes()
+    place = len(header) + begin
+    path.write_bytes(data[:place] + np.random.default_rng(0).bytes(600_000 // 4 * 4) + data[place:])
+    found, losses, said = read(path)
+    assert len(rows(events) - rows(found)) < 1000 and losses["corrupt_packets"] > 1000
+    assert len(said) == 1 + (losses["unknown_words"] > 0) + (losses["out_of_range_events"] > 0)
+
+
+def test_a_raw_file_of_triggers_goes_on_behind_damage(tmp_path: Path) -> None:
+    edges = np.arange(20_000)
+    triggers = Triggers(edges * 100, np.zeros(20_000, np.uint8), (edges % 2).astype(np.uint8))
+    payload = make_encoder("evt2", WIDTH, HEIGHT).encode(Events.empty(), triggers)[0]
+    header = f"% format EVT2;height={HEIGHT};width={WIDTH}\n% end\n".encode()
+    damage = np.random.default_rng(0).bytes(2048)
+    (tmp_path / "a.raw").write_bytes(header + payload[:40_960] + damage + payload[40_960 + 2048 :])
+    recording = open_recording(tmp_path / "a.raw")
+    with pytest.warns(RecordingWarning, match="is damaged at byte"):
+        count = sum(len(sample.triggers) for sample in recording.samples() if isinstance(sample, TriggerChunk))
+    assert 19_000 < count < 20_000 and recording.losses.counts["corrupt_packets"] > 0
 
 
 def test_a_file_of_which_nothing_can_be_read_is_one_error(tmp_path: Path) -> None:
