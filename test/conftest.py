@@ -11,6 +11,10 @@ from hypothesis import settings
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Before anything loads torch: on a busy machine the threads of one small operation wait for each other, and a test of a
+# second takes a minute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadline, because kernels compile inside the first example; the same examples in every run, so that a test which
 # turns red has met a change.
 settings.register_profile("project", deadline=None, max_examples=60, derandomize=True, database=None)

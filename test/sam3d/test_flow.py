@@ -14,15 +14,6 @@ SMALL = FlowHeadConfig(width=48, condition_width=40, depth=3, heads=4, resolutio
 BATCH_TOLERANCE = 1e-5  # of the sample after 44 evaluations; measured are 5e-7
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only wait for each other on several threads, on a busy machine ten times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def random_flow(config: FlowHeadConfig = SMALL) -> GeometryFlow:
     """Weights for which nothing is closed or zero."""
     torch.manual_seed(0)
