@@ -2,7 +2,7 @@
 
     events/t x y p          (N,) int64 us from t_offset on, uint16, uint16, uint8 0/1
     t_offset, ms_to_idx     int64 us; (M,) uint64: first event at or after each millisecond; not where the clock begins
-                            again
+                            again, or pauses for more than two hours
     packets/                end (index behind the last event), stamp_ns, receive_ns of each event packet
     frames/image mask depth data (F, H, W) or (F, H, W, 3), exposure_ns (0: unknown), stamp_ns, receive_ns
     calibration/            K (C, 3, 3), D (C, n), size, binning, roi, stamp_ns, receive_ns; attribute model
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import h5py
 
 _BUFFER_BYTES = 1 << 20
+# Without an event; one hour is 29 MB of the index.
+_LONGEST_PAUSE_MS = 2 * 3_600_000
 
 
 def write_hdf5(path: Path, samples: Iterable[Sample]) -> int:
@@ -110,30 +112,34 @@ class _Writer:
             self._start(int(events.t[0]) if len(events) else 0, chunk.width, chunk.height)
         assert self._t_offset is not None
         t = events.t - self._t_offset
-        if len(t):
-            if self._newest_us is not None and int(t[0]) < self._newest_us - BACKWARD_TOLERANCE_US:
-                self._leave_index_out(int(t[0]))
-            self._newest_us = int(t[-1])
         # Each millisecond up to that of the last event begins at an event that was seen by now.
         last = int(t[-1]) // 1000 if len(t) else -1
+        if len(t) and self._newest_us is not None and int(t[0]) < self._newest_us - BACKWARD_TOLERANCE_US:
+            self._leave_index_out(f"rising times: the recording's go back from {self._span_to(t[0])}")
+        elif last - self._milliseconds > _LONGEST_PAUSE_MS:
+            self._leave_index_out(f"an entry per millisecond: too many for the pause from {self._span_to(t[-1])}")
         if self._has_index and last >= self._milliseconds:
             starts = np.arange(self._milliseconds, last + 1) * 1000
             self._table("").add(ms_to_idx=(self._count + np.searchsorted(t, starts)).astype(np.uint64))
             self._milliseconds = last + 1
+        self._newest_us = int(t[-1]) if len(t) else self._newest_us
         self._count += len(events)
         self._table("events").add(t=t, x=events.x, y=events.y, p=events.p)
         self._rows("packets", chunk, end=np.array([self._count]))
 
-    def _leave_index_out(self, t_us: int) -> None:
-        """A clock that begins again: a millisecond may come twice."""
+    def _span_to(self, t_us: int) -> str:
+        """Words for the times of the last event written and of another."""
+        assert self._t_offset is not None
+        return f"{(self._newest_us or 0) + self._t_offset} us to {t_us + self._t_offset} us"
+
+    def _leave_index_out(self, needs: str) -> None:
+        """A clock that begins again, where a millisecond may come twice, or a pause without end."""
         if self._has_index:
             self._has_index = False
             del self._tables[""], self._file["ms_to_idx"]
-            assert self._newest_us is not None and self._t_offset is not None
-            before, after = self._newest_us + self._t_offset, t_us + self._t_offset
             sentence = (
-                f"{self._file.filename} has no ms_to_idx, which needs rising times: the recording's go back from "
-                f"{before} us to {after} us; for tools that need it, cut the recording there before"
+                f"{self._file.filename} has no ms_to_idx, which needs {needs}; for tools that need it, cut the "
+                "recording there before"
             )
             warnings.warn(RecordingWarning(sentence), stacklevel=2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -329,6 +330,27 @@ def test_a_clock_that_begins_again_leaves_an_hdf5_without_index(tmp_path):
         with h5py.File(tmp_path / f"{number}.h5") as file:
             assert ("ms_to_idx" in file) == has_index
         assert_equal(events_of(open_recording(tmp_path / f"{number}.h5").samples()), events_of(chunks))
+
+
+@pytest.mark.parametrize(
+    ("pause_us", "has_index"), [(60_000_000, True), (172_800_000_000, False), (1_700_000_000_000_000, False)]
+)
+def test_a_pause_without_end_leaves_an_hdf5_without_index(tmp_path, pause_us, has_index):
+    """Which would have an entry for each of its milliseconds."""
+    events = make_events(400)
+    late = Events(events.t + pause_us, events.x, events.y, events.p)
+    chunks = [EventChunk(START + i, START + i, "cam", 346, 260, e) for i, e in enumerate((events, late))]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        write_hdf5(tmp_path / "a.h5", chunks)
+    assert [
+        f"too many for the pause from {events.t[-1]} us to {late.t[-1]} us" in str(one.message) for one in said
+    ] == ([] if has_index else [True])
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert ("ms_to_idx" in file) == has_index
+        if has_index:
+            assert file["ms_to_idx"][30_000] == 400
+    assert_equal(events_of(open_recording(tmp_path / "a.h5").samples()), events_of(chunks))
 
 
 def test_exposures_of_an_aedat4_are_kept(tmp_path):
