@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import h5py
 
 _BUFFER_BYTES = 1 << 20
-# Without an event; one hour is 29 MB of the index.
+# Without an event; two hours are 58 MB of the index.
 _LONGEST_PAUSE_MS = 2 * 3_600_000
 
 

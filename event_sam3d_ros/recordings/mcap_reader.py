@@ -190,7 +190,9 @@ class SoundMcapReader(McapReader):
 
 def _records(data: mmap.mmap | bytes, position: int) -> Iterator[tuple[int, int, int]]:
     """Kind, begin and end of the content of all records that are whole; those in chunks without compression are given
-    instead of their chunk. Behind damage from where a record may begin that another one follows."""
+    instead of their chunk. Behind damage from where a record may begin that another one follows. Of records that no
+    other follows, which may lie in one another, not more is given than the data have bytes."""
+    rest = len(data)
     while position < len(data):
         record = _record(data, position)
         if record is None:
@@ -200,9 +202,15 @@ def _records(data: mmap.mmap | bytes, position: int) -> Iterator[tuple[int, int,
         if kind == _CHUNK and begin == end:
             position = begin
             continue
-        yield record
+        if end == len(data) or _record(data, end):
+            yield record
+            position = end
+            continue
         # Where bytes are missing, the next record begins inside this one.
-        position = end if end == len(data) or _record(data, end) else _next(data, begin)
+        rest -= end - begin
+        if rest >= 0:
+            yield record
+        position = _next(data, begin)
 
 
 def _record(data: mmap.mmap | bytes, position: int) -> tuple[int, int, int] | None:
@@ -213,6 +221,8 @@ def _record(data: mmap.mmap | bytes, position: int) -> tuple[int, int, int] | No
     kind, size = _HEAD.unpack_from(data, position)
     begin = position + _HEAD.size
     end = begin + size
+    if kind == _CHUNK and size < _OF_CHUNK.size + 8:
+        return None
     if kind == _CHUNK and begin + _OF_CHUNK.size + 8 <= len(data):
         first, last, uncompressed, _, length = _OF_CHUNK.unpack_from(data, begin)
         place = begin + _OF_CHUNK.size

@@ -37,6 +37,7 @@ from event_sam3d_ros.events.codecs import make_encoder  # noqa: E402
 from event_sam3d_ros.events.events import Events, Triggers  # noqa: E402
 from event_sam3d_ros.recordings.files import EventChunk, TriggerChunk, open_recording, write_rosbag2  # noqa: E402
 from event_sam3d_ros.recordings.hdf5_writer import write_hdf5  # noqa: E402
+from event_sam3d_ros.recordings.mcap_reader import MCAP_MAGIC, _records  # noqa: E402
 
 SECOND = 1_000_000_000
 
@@ -465,6 +466,32 @@ def test_sizes_in_a_damaged_mcap_take_no_memory(tmp_path: Path) -> None:
     file.write_bytes(data[: summary + 1] + struct.pack("<Q", 1 << 60) + data[summary + 9 :])
     found, _, said = read(file)
     assert len(found) == 1200 and said[0] == f"{file} is damaged; what is whole was read"
+
+
+def test_a_chunk_shorter_than_its_head_at_the_end_of_an_mcap_is_none(tmp_path: Path) -> None:
+    events = make_events(500_000)
+    parts = [events[begin : begin + 10_000] for begin in range(0, len(events), 10_000)]
+    stamps = [int(part.t[0]) * 1000 for part in parts]
+    write_rosbag2(
+        tmp_path / "bag", [EventChunk(s, s, "", WIDTH, HEIGHT, p) for s, p in zip(stamps, parts, strict=True)]
+    )
+    file = tmp_path / "bag" / "bag.mcap"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) * 2 // 3])
+    count = len(read(file)[0])
+    file.write_bytes(data[: len(data) * 2 // 3] + struct.pack("<BQ", 6, 20) + bytes(20))
+    assert len(read(file)[0]) == count > 100_000
+
+
+def test_records_of_a_damaged_mcap_that_lie_in_one_another_are_not_all_given() -> None:
+    """Else a small file would give very much."""
+    size = 8 + 18 * 1000 + 64
+    data = bytearray(MCAP_MAGIC)
+    for _ in range(1000):
+        data += struct.pack("<BQBQ", 3, 0, 4, size - 40 - len(data) - 18)
+    data += b"\xff" * (size - len(data))
+    found = list(_records(bytes(data), len(MCAP_MAGIC)))
+    assert 0 < sum(end - begin for _, begin, end in found) <= 2 * size
 
 
 def write_long_rosbag1(path: Path, compression: str = "bz2") -> Path:
