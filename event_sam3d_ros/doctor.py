@@ -95,10 +95,10 @@ class StreamDoctor:
         self._reports[reason] = count + 1, first
 
     def _look(self, received_ns: int | None) -> None:
-        """At the newest packet and its events."""
-        view, events = self._stream.newest, self._stream.newest_events
+        """At the newest packet, and at the events that came now."""
+        view = self._stream.newest
         assert view is not None
-        if len(events):
+        for events in (taken.events for taken in self._stream.latest if len(taken.events)):
             self._positive += int(events.p.sum(dtype=int))
             self._max_x, self._max_y = max(self._max_x, int(events.x.max())), max(self._max_y, int(events.y.max()))
             self._count_for_peak(int(events.t[-1]) // _BIN_US, len(events))

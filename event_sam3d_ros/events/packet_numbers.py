@@ -17,29 +17,31 @@ class _Gap:
 
 
 class PacketNumbers:
-    """Told of every packet that comes, and of those that can't be used; ``lost`` counts those that never came.
+    """Told of every packet that comes, and of those that can't be used.
 
     A message that can't be read does not tell its number, so refused packets count as so many of the next gap.
 
-    ``report("sequence_gap", sentence)`` is called once for each gap, when nothing more of it is expected.
+    ``lost(count, number)`` is called once for each gap of which something never came, when nothing more of it is
+    expected; ``number`` is that of the packet behind it.
+
+    ``refused``: packets since the last one that was taken
     """
 
-    def __init__(self, report: Callable[[str, str], None]) -> None:
-        self.lost = 0
-        self._report = report
+    def __init__(self, lost: Callable[[int, int], None]) -> None:
+        self.refused = 0
+        self._lost = lost
         self._gaps: deque[_Gap] = deque()
-        self._refused = 0
 
     def refuse(self) -> None:
         """A packet came and can't be used."""
-        self._refused += 1
+        self.refused += 1
 
     def advance(self, before: int, number: int) -> None:
         """The next packet was taken; ``before`` is the number of the one taken before."""
         skipped = max(0, number - before - 1)
-        if skipped > self._refused:
-            self._gaps.append(_Gap(range(before + 1, number), skipped - self._refused))
-        self._refused = 0
+        if skipped > self.refused:
+            self._gaps.append(_Gap(range(before + 1, number), skipped - self.refused))
+        self.refused = 0
         while self._gaps and number - self._gaps[0].numbers.stop >= _WAIT:
             self._give_up(self._gaps.popleft())
 
@@ -56,11 +58,8 @@ class PacketNumbers:
         """No more packets will come, or others, whose numbers begin anew."""
         while self._gaps:
             self._give_up(self._gaps.popleft())
-        self._refused = 0
+        self.refused = 0
 
     def _give_up(self, gap: _Gap) -> None:
         if gap.missing:
-            self.lost += gap.missing
-            self._report(
-                "sequence_gap", f"{gap.missing} event packets were lost on the way (seq jumps to {gap.numbers.stop})"
-            )
+            self._lost(gap.missing, gap.numbers.stop)

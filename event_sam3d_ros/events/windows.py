@@ -116,7 +116,7 @@ class EventWindows:
     ) -> None:
         self.settings, self._grid = settings, grid
         self.stream = EventStream(message_type, buffer, report, filters)
-        self._buffer, self._clock, self._report = buffer, self.stream.clock, report
+        self._buffer, self._report = buffer, report
         self._pending: deque[_Pending] = deque()
         # Where the next window without a frame begins: sensor time, and events of that very time to skip.
         self._next: tuple[int, int] | None = None
@@ -194,12 +194,12 @@ class EventWindows:
             t0_us, t1_us = self._sensor_us(start_ns), self._sensor_us(end_ns)
             events = self._buffer.window(t0_us, t1_us)
             if self.settings.frame_clock == "sensor":
-                ros_ns = self._clock.to_ros_ns(frame.stamp_ns // 1000)
+                ros_ns = self.stream.clock.to_ros_ns(frame.stamp_ns // 1000)
         return self._window(frame.stamp_ns, frame.frame_id, (start_ns, end_ns), ros_ns, events, (t0_us, t1_us))
 
     def _sensor_us(self, ns: int) -> int:
         """Sensor time of a time on the frames' clock."""
-        return ns // 1000 if self.settings.frame_clock == "sensor" else self._clock.to_sensor_us(ns)
+        return ns // 1000 if self.settings.frame_clock == "sensor" else self.stream.clock.to_sensor_us(ns)
 
     def _why_incomplete(self, end_ns: int) -> str:
         sentence = "no events reached the end of a frame's window within max_wait_ms"
@@ -213,11 +213,11 @@ class EventWindows:
     def _why_no_longer_kept(self, which: str, other_advice: str) -> str:
         newest, t_last = self.stream.newest, self.stream.t_last
         assert newest is not None and t_last is not None
-        ahead_us = t_last - self._clock.to_sensor_us(newest.stamp_ns)
+        ahead_us = t_last - self.stream.clock.to_sensor_us(newest.stamp_ns)
         if ahead_us > BACKWARD_TOLERANCE_US:
             return (
                 f"events whose times lie {ahead_us / 1e6:.3f} s ahead of their packet's stamp pushed those {which} out "
-                "of the buffer: packets are damaged on their way or longer than buffer_ms, or the driver's stamps are old"
+                "of the buffer: packets are damaged or longer than buffer_ms, or the driver's stamps are old"
             )
         advice = f"raise buffer_ms, buffer_max_events or buffer_max_mb, or {other_advice}"
         return f"events {which} were no longer kept: {advice}"
@@ -265,7 +265,7 @@ class EventWindows:
 
     def _without_frame(self, events: Events, t0_us: int, t1_us: int) -> EventWindow:
         assert self.stream.newest is not None
-        start_ns = self._clock.to_ros_ns(t0_us)
+        start_ns = self.stream.clock.to_ros_ns(t0_us)
         end_ns = start_ns + 1000 * (t1_us - t0_us)
         stamp_ns = self.settings.stamp(start_ns, end_ns)
         frame_id = self.stream.newest.frame_id

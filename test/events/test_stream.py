@@ -103,3 +103,79 @@ def test_damaged_times_in_packets_of_any_length_are_dropped(damage, span_us):
         setup.feed([packet(make_encoder("libcaer", WIDTH, HEIGHT), "libcaer", seq, stamp_ns, events_at(np.sort(t)))])
     assert (setup.stream.events, len(setup.stream.buffer)) == (550, 550)
     assert setup.counts == {"time_jump": 1}
+
+
+def test_stamps_that_step_back_twice_leave_no_half_changed_state():
+    encoder, setup = make_encoder("evt3", WIDTH, HEIGHT), Setup()
+    for seq in range(60):
+        stamp_ns = START_NS + seq * 5_000_000 - 80_000_000 * ((seq >= 20) + (seq >= 22))
+        setup.feed([packet(encoder, "evt3", seq, stamp_ns, events_at(np.arange(seq * 5000, seq * 5000 + 5000, 100)))])
+    stream = setup.stream
+    # What came before the stream began anew is not in the buffer.
+    assert setup.counts == {"backward_time": 1} and stream.starts == 1
+    assert (stream.packets, stream.events, len(stream.buffer)) == (60, 3000, 38 * 50)
+
+
+@pytest.mark.parametrize("name", ["evt9", "mono"])
+def test_two_packets_that_begin_no_stream_cost_nothing_else(name):
+    """Of an unknown encoding, and of one in which their payloads make no sense."""
+    cdrs = list(packets("evt3", 5000))
+    odd = [odd_packet(name, seq) for seq in (6, 7)]
+    setup = Setup()
+    setup.feed(cdrs[:6])
+    setup.feed([*odd, *cdrs[8:]])
+    assert (setup.stream.events, len(setup.stream.buffer), setup.stream.starts) == (500, 500, 0)
+    assert setup.counts == {"stream_changed": 2} and setup.stream.lost_packets == 0
+
+
+def odd_packet(encoding, seq):
+    return encode_event_packet_cdr(
+        stamp_ns=START_NS + seq * 5_000_000,
+        frame_id="events",
+        width=WIDTH,
+        height=HEIGHT,
+        seq=seq,
+        time_base=0,
+        encoding=encoding,
+        payload=b"\xff" * 81,
+    )
+
+
+def words_of_evt3(seq_step):
+    """Four packets: a row 5, a row 9 with a damaged stamp, events that go on in row 9 without naming it, a row 7."""
+
+    def time(t):
+        return [0x8000 | t >> 12, 0x6000 | t & 0xFFF]
+
+    words = [[*time(1000), 0x0005, 0x2001], [*time(1100), 0x0009, 0x2002], [0x64B0, 0x2003], [*time(1300), 7, 0x2004]]
+    for number, (stamp_ns, these) in enumerate(zip((0, 10**12, 200_000, 300_000), words, strict=True)):
+        yield encode_event_packet_cdr(
+            stamp_ns=START_NS + stamp_ns,
+            frame_id="events",
+            width=WIDTH,
+            height=HEIGHT,
+            seq=number * seq_step,
+            time_base=0,
+            encoding="evt3",
+            payload=np.array(these, "<u2").tobytes(),
+        )
+
+
+@pytest.mark.parametrize("seq_step", [0, 1])
+def test_behind_a_dropped_packet_no_event_gets_an_older_row(seq_step):
+    setup = Setup()
+    setup.feed(words_of_evt3(seq_step))
+    kept = setup.stream.buffer.window(0, 10**6)
+    assert list(zip(kept.x.tolist(), kept.y.tolist(), strict=True)) == [(1, 5), (4, 7)]
+
+
+def test_the_latest_events_are_those_of_the_latest_message():
+    cdrs, setup = list(packets("libcaer", 5000)), Setup()
+    setup.feed([*cdrs[:4], cdrs[5]])
+    newest = setup.stream.newest
+    setup.feed([cdrs[4]])
+    (latest,) = setup.stream.latest
+    assert latest.late and latest.packet.view.seq == 4 and latest.events.t[0] == 20_000
+    assert setup.stream.newest is newest and newest.seq == 5
+    setup.feed([cdrs[4]])
+    assert setup.stream.latest == [] and setup.counts == {"late_packet": 1, "duplicate_packet": 1}

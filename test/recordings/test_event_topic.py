@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from event_sam3d_ros.errors import EventSam3dError
-from event_sam3d_ros.events.codecs import encode_event_packet_cdr, make_encoder
+from event_sam3d_ros.events.codecs import encode_event_packet_cdr, make_encoder, parse_event_packet_cdr
 from event_sam3d_ros.events.events import Events, Triggers
 from event_sam3d_ros.recordings.bag_messages import RawMessage
 from event_sam3d_ros.recordings.event_topic import EventTopic
@@ -111,3 +111,57 @@ def test_damaged_times_in_packets_of_any_length_are_left_out(jump_us: int, first
         made.append(packet("libcaer", seq, stamp_us, coded))
     read = Read(made)
     assert (read.events, read.losses, read.reasons) == (550, {"corrupt_packets": 1}, ["time_jump"])
+
+
+@pytest.mark.parametrize("encoding", ["evt3", "libcaer"])
+@pytest.mark.parametrize("numbered", [True, False])
+def test_packets_that_are_in_a_bag_twice_are_read_once(encoding: str, numbered: bool) -> None:
+    cdrs = [cdr if numbered else renumbered(cdr) for cdr in packets(encoding)]
+    read = Read(cdr for cdr in cdrs for _ in range(2))
+    assert (read.events, read.losses) == (600, {})
+    assert read.said == ["has 12 event packets twice: one of each was read"]
+
+
+def renumbered(cdr: bytes) -> bytes:
+    """As of drivers that do not count."""
+    return encode_event_packet_cdr(**(vars(parse_event_packet_cdr(cdr)) | {"seq": 0}))
+
+
+def test_packets_that_come_late_are_read_where_their_encoding_has_no_memory() -> None:
+    for encoding, events, losses in (("libcaer", 2000, {}), ("mono", 2000, {}), ("evt3", 1850, {"corrupt_packets": 3})):
+        cdrs = packets(encoding, count=40)
+        for place in (10, 20, 30):
+            cdrs[place], cdrs[place + 1] = cdrs[place + 1], cdrs[place]
+        read = Read(cdrs)
+        assert (read.events, read.losses, read.said) == (events, losses, [])
+        assert set(read.reasons) == ({"late_packet"} if losses else set())
+
+
+def test_a_gap_at_the_end_of_a_bag_is_counted() -> None:
+    cdrs = packets("libcaer")
+    read = Read([*cdrs[:8], *cdrs[10:]])
+    assert (read.events, read.losses) == (500, {"lost_packets": 2})
+    assert "lacks 2 event packets" in read.said[0]
+
+
+def test_stamps_that_step_back_twice_lose_nothing() -> None:
+    encoder, made = make_encoder("evt3", WIDTH, HEIGHT), []
+    for seq in range(60):
+        stamp_us = seq * 5000 - 80_000 * ((seq >= 20) + (seq >= 22))
+        coded = encoder.encode(events_at(np.arange(seq * 5000, seq * 5000 + 5000, 100)))
+        made.append(packet("evt3", seq, stamp_us, coded))
+    read = Read(made)
+    assert (read.events, read.losses) == (3000, {})
+    assert len(read.said) == 1 and read.said[0].startswith("begins anew once")
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_behind_a_packet_that_is_left_out_no_event_gets_an_older_row(step: int) -> None:
+    """Row 5, row 9 with a damaged stamp, events that go on in row 9 without naming it, row 7."""
+    words = [[0x8000, 0x63E8, 5, 0x2001], [0x8000, 0x644C, 9, 0x2002], [0x64B0, 0x2003], [0x8000, 0x6514, 7, 0x2004]]
+    stamps = (0, 10**9, 200, 300)
+    read = Read(
+        packet("evt3", number * step, stamp_us, (np.array(these, "<u2").tobytes(), 0))
+        for number, (stamp_us, these) in enumerate(zip(stamps, words, strict=True))
+    )
+    assert read.places == [(1, 5), (4, 7)] and read.reasons == ["time_jump"]
