@@ -29,6 +29,7 @@ MAGIC = b"#!AER-DAT4.0"
 _BEGIN = 14  # the magic line
 _MOST_STREAMS = 1000
 _COMPRESSIONS = {bytes.fromhex("04224d18"): "lz4", bytes.fromhex("28b52ffd"): "zstd"}  # by their marks
+_MARK = re.compile(b"|".join(map(re.escape, _COMPRESSIONS)), re.DOTALL)
 # In the header's XML: the number of the first stream of frames.
 _FRAMES = re.compile(rb'outInfo/(\d+)/">(?:(?!<node).)*?"typeIdentifier"[^>]*>FRME<', re.DOTALL)
 # Seconds without an answer after which dv-processing is given up. A batch takes milliseconds; to open a large file
@@ -87,7 +88,10 @@ class Aedat4File(EventFile):
         try:
             yield from self._dv(stream)
         except _DvError as error:
-            self.leave_out(f"is damaged: of its {stream} the rest can't be read ({_shortened(error)})")
+            problem = f"{self.path} is damaged: of its {stream} the rest can't be read ({_shortened(error)})"
+            self.losses.leave_out(
+                _kind_of_loss(stream == "events"), RecordingError(problem, reason="corrupt_recording")
+            )
 
     def _dv(self, stream: str) -> Iterator[Any]:
         command = [sys.executable, "-m", "event_sam3d_ros.recordings.aedat4_process", str(self._readable), stream]
@@ -164,7 +168,11 @@ class Aedat4File(EventFile):
         return int(self._info["span"][0])
 
     def _blocks(self) -> Iterator[Block]:
-        if "events" not in self._info["streams"]:
+        has_events = "events" in self._info["streams"]
+        if self._left_out:
+            error = RecordingError(f"{self.path} has packets that can't be decompressed", reason="corrupt_recording")
+            self.losses.leave_out(_kind_of_loss(has_events), error, self._left_out)
+        if not has_events:
             return
         begin, end = self._info["span"]
         for columns in self._whole("events"):
@@ -172,9 +180,6 @@ class Aedat4File(EventFile):
             if len(events):
                 yield events, None
                 self.progress = min(1.0, max(0.0, (int(events.t[-1]) - begin) / max(1, end - begin)))
-        if self._left_out:
-            error = RecordingError(f"{self.path} has packets that can't be decompressed", reason="corrupt_recording")
-            self.losses.leave_out("corrupt_packets", error, self._left_out)
 
     def _others(self) -> list[Iterator[Sample]]:
         readers = {"frames": self._frames, "imu": self._imu, "triggers": self._triggers}
@@ -198,6 +203,10 @@ class Aedat4File(EventFile):
             t, number, p = (np.array(column) for column in zip(*edges, strict=True)) if edges else ((),) * 3
             triggers = Triggers(np.array(t, np.int64), np.array(number, np.uint8), np.array(p, np.uint8))
             yield from self._cut([], triggers)
+
+
+def _kind_of_loss(of_events: bool) -> str:
+    return "corrupt_packets" if of_events else "corrupt_messages"
 
 
 def _shortened(error: _DvError) -> str:
@@ -247,14 +256,14 @@ def _sound_packets(data: mmap.mmap, position: int, table: int) -> Iterator[tuple
             yield stream, begin, end
             position = end
             continue
-        found = [at for mark in _COMPRESSIONS if (at := data.find(mark, begin + 9)) >= 0]
-        if is_packet or (found and min(found) - 8 < size):
-            yield stream, -1, begin
         # Where bytes are missing, the next packet begins inside this one.
         if is_packet and (end == size or _begins_packet(data, end)):
             position = end
         else:
-            position = next((at - 8 for at in sorted(found)), size)
+            found = _MARK.search(data, begin + 9)
+            position = found.start() - 8 if found else size
+        if is_packet or position < size:
+            yield stream, -1, begin
 
 
 def _begins_packet(data: mmap.mmap, position: int) -> bool:

@@ -29,7 +29,7 @@ class Losses:
 
     lost_packets         event packets that a bag lacks, by gaps of seq
     corrupt_packets      event packets of a bag, or pieces of a file's events, that can't be understood
-    corrupt_messages     other messages of a bag that can't be understood
+    corrupt_messages     other messages of a bag, or pieces of a file without events, that can't be understood
     missing_messages     messages that a bag announces, but that can't be read
     unknown_words        words of no type that the encoding defines
     out_of_range_events  events outside the sensor

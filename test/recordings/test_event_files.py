@@ -32,6 +32,7 @@ from conftest import (  # noqa: E402
 from event_sam3d_ros.errors import EventSam3dError, RecordingError, RecordingWarning  # noqa: E402
 from event_sam3d_ros.events.codecs import make_encoder  # noqa: E402
 from event_sam3d_ros.events.events import Events, Triggers  # noqa: E402
+from event_sam3d_ros.recordings import aedat4  # noqa: E402
 from event_sam3d_ros.recordings.aedat4 import Aedat4File, _DvError  # noqa: E402
 from event_sam3d_ros.recordings.files import (  # noqa: E402
     EventChunk,
@@ -354,6 +355,43 @@ def test_packets_of_an_aedat4_that_are_damaged_are_left_out(test_data, tmp_path,
     ):
         count = len(events_of(recording.samples()))
     assert 105_000 < count < 111_954
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_damage_of_an_aedat4_without_events_is_counted(tmp_path, count):
+    dv = pytest.importorskip("dv_processing")
+    path = tmp_path / "a.aedat4"
+    writer = dv.io.MonoCameraWriter(str(path), dv.io.MonoCameraWriter.FrameOnlyConfig("cam", (64, 48)))
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        writer.writeFrame(dv.Frame(1_000_000 + i * 40_000, rng.integers(0, 255, (48, 64), np.uint8)))
+    del writer
+    data = bytearray(path.read_bytes())
+    marks = [match.start() for match in aedat4._MARK.finditer(data)]
+    for place in marks[10 : 10 + 2 * count : 2]:
+        data[place + 4 : place + 44] = bytes(40)
+    path.write_bytes(data)
+    recording = open_recording(path)
+    with pytest.warns(RecordingWarning, match="has packets that can't be decompressed .*corrupt message"):
+        assert len(list(recording.samples())) == 30 - count
+    assert recording.losses.counts["corrupt_messages"] == count
+
+
+def test_marks_of_packets_are_looked_for_once(monkeypatch):
+    """Each search goes no further than to the nearest mark."""
+    data = (b"\xff" * 8 + bytes.fromhex("04224d18") + b"abcd") * 2000
+    searched = 0
+
+    class Mark:
+        def search(self, data, begin, mark=aedat4._MARK):
+            nonlocal searched
+            found = mark.search(data, begin)
+            searched += (found.start() if found else len(data)) - begin
+            return found
+
+    monkeypatch.setattr(aedat4, "_MARK", Mark())
+    assert sum(begin < 0 for _, begin, _ in aedat4._sound_packets(data, 0, -1)) == 1999
+    assert len(data) / 2 < searched <= len(data)
 
 
 def test_an_aedat4_that_dv_processing_does_not_come_back_from_gives_what_it_gave(test_data, monkeypatch):
