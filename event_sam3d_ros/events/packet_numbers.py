@@ -36,6 +36,10 @@ class PacketNumbers:
         """A packet came and can't be used."""
         self.refused += 1
 
+    def readmit(self) -> None:
+        """A packet that was refused is going to be taken."""
+        self.refused -= 1
+
     def advance(self, before: int, number: int) -> None:
         """The next packet was taken; ``before`` is the number of the one taken before."""
         skipped = max(0, number - before - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -88,9 +88,10 @@ class PacketSequence(Generic[P]):
     """The packets of one topic.
 
     A packet that does not continue the stream (another geometry or encoding, a stamp, number or sensor time far before
-    or after what is expected) is set aside. If the next packet continues the stream, the odd one is dropped. If not,
-    but goes on from the odd one, a new stream has begun, as when a bag loops or a camera is started again. Else the
-    next one is set aside instead.
+    or after what is expected) is set aside. If the next packet continues the stream, the odd one is dropped, unless it
+    was only longer than the stamps before could show, and that of the next one does. If the next packet goes on from
+    the odd one alone, a new stream has begun, as when a bag loops or a camera is started again. Else it is set aside
+    instead.
 
     A packet that came before is dropped. One that comes after its successors, by at most BACKWARD_TOLERANCE_US, is
     taken where its encoding keeps nothing from packet to packet, and left out where it does.
@@ -111,14 +112,15 @@ class PacketSequence(Generic[P]):
         """A packet came that can't be read."""
         self.run.numbers.refuse()
 
-    def add(self, packet: P) -> list[Taken[P]]:
+    def add(self, packet: P) -> Iterator[Taken[P]]:
         """What is taken now, in the order in which it came.
 
-        DecodeError or InputError for a packet that makes no sense; then nothing but the count of refused ones changes.
+        DecodeError or InputError for a packet that makes no sense, which changes nothing but the count of refused ones.
         """
         if self._came_before(packet):
             self._observer.repeated(packet)
-            return []
+            return
+        yield from self._readmit_held(packet.view.stamp_ns)
         try:
             taken = self.run.take(packet)
         except EventSam3dError:
@@ -126,16 +128,16 @@ class PacketSequence(Generic[P]):
             raise
         if isinstance(taken, Taken):
             self._drop_held()
-            return [taken]
-        if isinstance(taken, TooLate):
+            yield taken
+        elif isinstance(taken, TooLate):
             self._observer.come_too_late(packet, taken)
-            return []
-        begun = self._begin(packet) if self._held is not None else []
-        if not begun:
-            self._drop_held()
-            self._held = packet, taken
-            self.refuse()
-        return begun
+        else:
+            begun = self._begin(packet) if self._held is not None else []
+            if not begun:
+                self._drop_held()
+                self._held = packet, taken
+                self.refuse()
+            yield from begun
 
     def end(self) -> list[Taken[P]]:
         """No more packets will come: what the last one gives where it began a new stream, by itself."""
@@ -145,6 +147,18 @@ class PacketSequence(Generic[P]):
         self._drop_held()
         self.run.numbers.end()
         return taken
+
+    def _readmit_held(self, next_ns: int) -> Iterator[Taken[P]]:
+        """The packet that is held, where it goes on from those before now that the next stamp is known."""
+        if self._held is None or self._held[1].reason != "time_jump":
+            return
+        self.run.numbers.readmit()
+        taken = self.run.take(self._held[0], next_ns)
+        if isinstance(taken, Taken):
+            self._held = None
+            yield taken
+        else:
+            self.refuse()
 
     def _drop_held(self) -> None:
         if self._held is not None:
@@ -201,10 +215,11 @@ class Run(Generic[P]):
         self.recent: deque[tuple[int, int, int]] = deque(maxlen=_REMEMBERED)
         self._decoder: Decoder | None = None
 
-    def take(self, packet: P) -> Taken[P] | EventSam3dError:
+    def take(self, packet: P, next_ns: int | None = None) -> Taken[P] | EventSam3dError:
         """What a packet holds, or why it does not go on from those before; nothing is changed then.
 
-        DecodeError for one that makes no sense; nothing is changed then either.
+        ``next_ns``: the stamp of the packet behind it, where that is known. DecodeError for one that makes no sense;
+        nothing is changed then either.
         """
         view = packet.view
         problem = self._breaks(view)
@@ -224,7 +239,7 @@ class Run(Generic[P]):
             first_us, last_us = int(t.min()), int(t.max())
             # A stamp of 0 is none; events that need no decoder may begin at 0.
             stamp_ns = view.stamp_ns if view.stamp_ns or packet.events is not None else None
-            problem = self._check_times(stamp_ns, first_us, last_us, t)
+            problem = self._check_times(stamp_ns, next_ns, first_us, last_us, t)
             if problem is not None:
                 return problem
             taken.clock_stepped = self._advance(stamp_ns, first_us, last_us)
@@ -264,11 +279,12 @@ class Run(Generic[P]):
         return decoder
 
     def _check_times(
-        self, stamp_ns: int | None, first_us: int, last_us: int, t: NDArray[np.int64]
+        self, stamp_ns: int | None, next_ns: int | None, first_us: int, last_us: int, t: NDArray[np.int64]
     ) -> EventSam3dError | None:
         """Why a packet's times, from ``first_us`` to ``last_us``, do not go on from those before."""
         if self.newest_ns is not None and stamp_ns is not None:
-            problem = time_jump(self.clock, stamp_ns, stamp_ns - self.newest_ns, first_us, last_us)
+            advance_ns = max(stamp_ns - self.newest_ns, (next_ns or stamp_ns) - stamp_ns)
+            problem = time_jump(self.clock, stamp_ns, advance_ns, first_us, last_us)
             if problem is not None:
                 return problem
         before_us = first_us if self.t_last is None else self.t_last

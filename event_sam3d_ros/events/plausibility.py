@@ -13,10 +13,10 @@ def time_jump(clock: SensorClock, stamp_ns: int, advance_ns: int, first_us: int,
     """The reason (``time_jump``) why a packet does not go on from those that ``clock``, which has some, was fitted to.
 
     The stamp has to lie in the packet's times, for drivers stamp at their beginning and some recordings at their end,
-    and these may span as much as the stream has gone on since the packet before; both to within PLAUSIBLE_NS.
+    and these may span as much as stamps went on; both to within PLAUSIBLE_NS.
 
-    ``advance_ns``: from the newest stamp before to this one. ``first_us``, ``last_us``: least and greatest sensor time
-    in the packet.
+    ``advance_ns``: from the newest stamp before to this one, or from this one to the next. ``first_us``, ``last_us``:
+    least and greatest sensor time in the packet.
     """
     first_ns, last_ns = clock.to_ros_ns(first_us) - stamp_ns, clock.to_ros_ns(last_us) - stamp_ns
     ahead_ns = max(first_ns, 0) + min(last_ns, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from event_sam3d_ros.errors import EventSam3dError, InputError
 from event_sam3d_ros.events.buffer import EventBuffer
@@ -29,7 +29,7 @@ class EventStream:
     ``report(reason, sentence)`` gets everything that is lost or unusual. ``filters`` stand before the buffer; clock,
     checks and totals see all events.
 
-    ``latest``  what the latest message gave: nothing, or one packet, or two where a new stream has begun
+    ``latest``  what the latest message gave: nothing, or one packet, or two where it decided on the one before
     ``starts``  how often a stream has begun after another
     ``packets``, ``events``, ``duplicate_packets``  totals over all streams
     ``lost_packets``  those that never came, by the gaps of seq that are over; `end` ends all of them
@@ -133,16 +133,16 @@ class EventStream:
         return Packet(view, events)
 
     def _add(self, packet: Packet) -> None:
-        self.latest = []
         self._use(self._sequence.add(packet))
 
-    def _use(self, latest: list[Taken[Packet]]) -> None:
+    def _use(self, latest: Iterable[Taken[Packet]]) -> None:
+        self.latest = []
         for taken in latest:
             self.buffer.append(self._filtered(taken))
             self.packets, self.events = self.packets + 1, self.events + len(taken.events)
             self._counted.update(taken.counts)
+            self.latest.append(taken)
             self._report_of(taken)
-        self.latest = latest
 
     def _filtered(self, taken: Taken[Packet]) -> Events:
         events, view = taken.events, taken.packet.view

@@ -70,6 +70,7 @@ class EventTopic:
 
     def __call__(self, message: RawMessage) -> list[Sample]:
         """Events, sorted by time, and triggers of a message, where it has any."""
+        samples: list[Sample] = []
         try:
             if message.type in DVS_TYPES:
                 return self._of_array(message)
@@ -78,14 +79,15 @@ class EventTopic:
             except EventSam3dError:
                 self._sequence.refuse()
                 raise
-            return self._samples(self._sequence.add(_Packet(view, None, message)))
+            for taken in self._sequence.add(_Packet(view, None, message)):
+                samples += self._samples(taken)
         except EventSam3dError as error:
             self._leave_out("corrupt_packets", message, error)
-            return []
+        return samples
 
     def rest(self) -> list[Sample]:
         """What the last packet gives where it began a new stream, by its size, encoding or number."""
-        return self._samples(self._sequence.end())
+        return [sample for taken in self._sequence.end() for sample in self._samples(taken)]
 
     # As an Observer of the sequence.
 
@@ -116,21 +118,18 @@ class EventTopic:
         events = _sorted(events)
         return [EventChunk(int(events.t[0]) * 1000, message.receive_ns, "", width, height, events)]
 
-    def _samples(self, taken: list[Taken[_Packet]]) -> list[Sample]:
-        samples: list[Sample] = []
-        for one in taken:
-            for name in _COUNTED:
-                self._losses.counts[name] += one.counts.get(name, 0)
-            self._unknown += one.counts.get("unknown_words", 0)
-            self._warnings |= one.warnings
-            view, receive_ns = one.packet.view, one.packet.message.receive_ns
-            if len(one.events):
-                events = _sorted(one.events)
-                samples.append(EventChunk(view.stamp_ns, receive_ns, view.frame_id, view.width, view.height, events))
-            if len(one.triggers):
-                samples.append(TriggerChunk(view.stamp_ns, receive_ns, view.frame_id, one.triggers))
-        self._losses.has_events |= bool(samples)
-        return samples
+    def _samples(self, taken: Taken[_Packet]) -> Iterator[Sample]:
+        for name in _COUNTED:
+            self._losses.counts[name] += taken.counts.get(name, 0)
+        self._unknown += taken.counts.get("unknown_words", 0)
+        self._warnings |= taken.warnings
+        self._losses.has_events |= len(taken.events) > 0 or len(taken.triggers) > 0
+        view, receive_ns = taken.packet.view, taken.packet.message.receive_ns
+        if len(taken.events):
+            events = _sorted(taken.events)
+            yield EventChunk(view.stamp_ns, receive_ns, view.frame_id, view.width, view.height, events)
+        if len(taken.triggers):
+            yield TriggerChunk(view.stamp_ns, receive_ns, view.frame_id, taken.triggers)
 
 
 def _packet(message: RawMessage) -> EventPacketView:

@@ -5,8 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from event_sam3d_ros.errors import DecodeError
 from event_sam3d_ros.events.buffer import EventBuffer
-from event_sam3d_ros.events.codecs import encode_dvs_event_array_cdr, encode_event_packet_cdr, make_encoder
+from event_sam3d_ros.events.codecs import (
+    encode_dvs_event_array_cdr,
+    encode_event_packet_cdr,
+    make_encoder,
+    parse_event_packet_cdr,
+)
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.stream import EventStream
 
@@ -179,3 +185,28 @@ def test_the_latest_events_are_those_of_the_latest_message():
     assert setup.stream.newest is newest and newest.seq == 5
     setup.feed([cdrs[4]])
     assert setup.stream.latest == [] and setup.counts == {"late_packet": 1, "duplicate_packet": 1}
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+@pytest.mark.parametrize("encoding", ["evt3", "libcaer"])
+@pytest.mark.parametrize("stamped", ["first", "last"])
+def test_packets_of_so_many_events_each_are_long_in_pauses(stamped, encoding, numbered):
+    encoder, setup, t0 = make_encoder(encoding, WIDTH, HEIGHT), Setup(), 0
+    for seq, span_us in enumerate([5000, 5000, 3_000_000, 5000, 2_500_000, 4_000_000, 5000, 5000]):
+        events = events_at(np.linspace(t0, t0 + span_us - 1, 50).astype(np.int64))
+        stamp_us = t0 if stamped == "first" else t0 + span_us
+        setup.feed([packet(encoder, encoding, numbered * seq, START_NS + stamp_us * 1000, events)])
+        t0 += span_us
+    assert (setup.stream.events, len(setup.stream.buffer), setup.reports) == (400, 400, [])
+
+
+def test_a_long_packet_is_kept_where_the_next_one_makes_no_sense():
+    encoder, setup = make_encoder("evt3", WIDTH, HEIGHT), Setup()
+    for seq, (t0, span_us) in enumerate([(0, 5000), (5000, 3_000_000)]):
+        events = events_at(np.linspace(t0, t0 + span_us - 1, 50).astype(np.int64))
+        setup.feed([packet(encoder, "evt3", seq, START_NS + t0 * 1000, events)])
+    assert setup.stream.events == 50  # the second is still odd
+    bad = vars(parse_event_packet_cdr(odd_packet("evt3", 2))) | {"stamp_ns": START_NS + 3_005_000_000}
+    with pytest.raises(DecodeError):
+        setup.feed([encode_event_packet_cdr(**bad)])
+    assert setup.stream.events == 100 and not setup.reports
