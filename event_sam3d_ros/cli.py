@@ -7,6 +7,7 @@ command line is wrong, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -176,16 +177,21 @@ def _write(options: argparse.Namespace, recording: Recording, samples: Iterator[
 
 
 def _check_writable(output: Path) -> None:
-    """RecordingError where the output, which does not exist, can't be made."""
+    """RecordingError where the output, which does not exist, can't be made. Leaves nothing behind: the writers make
+    the folders that they need."""
     if output.exists():
         return  # the writers say what they think of that
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True)
-        output.rmdir()
     except OSError as error:
         raise RecordingError(
             f"{output} can't be written ({error.strerror}): choose another place", reason="bad_output"
         ) from error
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not made, or in use by now
+                folder.rmdir()
 
 
 def _with_progress(what: str, recording: Recording, samples: Iterator[Sample]) -> Iterator[Sample]:

@@ -17,7 +17,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import assert_equal, events_of, make_events, write_dat, write_raw, write_text  # noqa: E402
 
-from event_sam3d_ros.cli import main  # noqa: E402
+from event_sam3d_ros.cli import _check_writable, main  # noqa: E402
 from event_sam3d_ros.errors import RecordingError, RecordingWarning  # noqa: E402
 from event_sam3d_ros.events.events import Events, Triggers  # noqa: E402
 from event_sam3d_ros.recordings import aedat4_process  # noqa: E402
@@ -221,6 +221,12 @@ def test_folders_for_the_output_are_made(tmp_path, output):
     path = write_dat(tmp_path / "a.dat", make_events())
     assert main(["cut", str(path), str(tmp_path / "some" / "where" / output), "--end", "1e300"]) == 0
     assert summarize(open_recording(tmp_path / "some" / "where" / output)).events == 400
+
+
+@pytest.mark.parametrize("output", ["out.h5", "some/where/out"])
+def test_whether_an_output_can_be_made_leaves_nothing_behind(tmp_path, output):
+    _check_writable(tmp_path / output)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("output", ["file/bag", "file/bag.h5"])

@@ -535,6 +535,18 @@ def test_a_ros1_bag_is_read_without_its_index(tmp_path: Path, compression: str, 
     assert said[0] == f"{path} {reason}; what is whole was read"
 
 
+@pytest.mark.parametrize("good", [12, 0])
+def test_a_thousand_packets_that_make_no_sense_do_not_hide_those_behind(tmp_path: Path, good: int) -> None:
+    bad = {"payload": bytes(range(40)), "width": WIDTH, "height": HEIGHT, "encoding": "evt9"}
+    write_packets(tmp_path / "bag", [bad] * 1100 + packets()[0][:good])
+    if good:
+        found, losses, _ = read(tmp_path / "bag")
+        assert len(found) == 1200 and losses["corrupt_packets"] == 1100
+    else:
+        with pytest.raises(RecordingError, match="evt9"):
+            read(tmp_path / "bag")
+
+
 def test_a_chunk_of_a_ros1_bag_is_left_out(tmp_path: Path) -> None:
     write_long_rosbag1(tmp_path / "a.bag")
     data = bytearray((tmp_path / "a.bag").read_bytes())
