@@ -263,7 +263,7 @@ def test_numbers_that_begin_again_start_the_clock_afresh(tmp_path: Path) -> None
     write_packets(
         tmp_path / "bag", [{"payload": late, "seq": 7}, {"payload": early, "seq": 0}, {"payload": next_, "seq": 1}]
     )
-    reason = r"\(the number of an event packet is 0 after 7: the driver was started again, or two publish on this topic\)"
+    reason = r"\(the number of an event packet is 0 after 7: the driver was started again, or two publish"
     with pytest.warns(RecordingWarning, match=f"begins anew once, and the sensor's clock with it {reason}"):
         times = [sample.events.t.tolist() for sample in open_recording(tmp_path / "bag").samples()]
     assert times == [[0xFF0001], [1], [2]]
