@@ -147,7 +147,7 @@ def test_short_bursts_between_long_pauses_are_kept(tmp_path: Path) -> None:
 def test_each_jump_of_the_times_costs_the_same(tmp_path: Path, is_sorted: bool) -> None:
     """In calls of functions, for seconds prove little."""
     calls = []
-    for count in (400, 1600):
+    for count in (2, 400, 1600):  # the first one imports
         t = np.random.default_rng(0).integers(0, 10**12, count)
         zeros = np.zeros(count, np.uint16)
         np.savez(tmp_path / "a.npz", t=np.sort(t) if is_sorted else t, x=zeros, y=zeros, p=zeros)
@@ -160,7 +160,7 @@ def test_each_jump_of_the_times_costs_the_same(tmp_path: Path, is_sorted: bool) 
         finally:
             sys.setprofile(None)
         calls.append(len(profile))
-    assert calls[1] < 6 * calls[0]
+    assert calls[2] < 6 * calls[1]
 
 
 def test_samples_come_in_order_behind_a_pause(tmp_path: Path) -> None:
