@@ -120,7 +120,8 @@ class PacketSequence(Generic[P]):
         if self._came_before(packet):
             self._observer.repeated(packet)
             return
-        yield from self._readmit_held(packet.view.stamp_ns)
+        if self._held is not None:
+            yield from self._readmit_held(self._held, packet.view.stamp_ns)
         try:
             taken = self.run.take(packet)
         except EventSam3dError:
@@ -148,12 +149,12 @@ class PacketSequence(Generic[P]):
         self.run.numbers.end()
         return taken
 
-    def _readmit_held(self, next_ns: int) -> Iterator[Taken[P]]:
+    def _readmit_held(self, held: tuple[P, EventSam3dError], next_ns: int) -> Iterator[Taken[P]]:
         """The packet that is held, where it goes on from those before now that the next stamp is known."""
-        if self._held is None or self._held[1].reason != "time_jump":
+        if held[1].reason != "time_jump":
             return
         self.run.numbers.readmit()
-        taken = self.run.take(self._held[0], next_ns)
+        taken = self.run.take(held[0], next_ns)
         if isinstance(taken, Taken):
             self._held = None
             yield taken
@@ -236,7 +237,7 @@ class Run(Generic[P]):
             taken = _decoded(packet, decoder, late)
         t = taken.events.t if len(taken.events) else taken.triggers.t
         if len(t):
-            first_us, last_us = int(t.min()), int(t.max())
+            first_us, last_us = taken.events.extent()[:2] if len(taken.events) else (int(t.min()), int(t.max()))
             # A stamp of 0 is none; events that need no decoder may begin at 0.
             stamp_ns = view.stamp_ns if view.stamp_ns or packet.events is not None else None
             problem = self._check_times(stamp_ns, next_ns, first_us, last_us, t)

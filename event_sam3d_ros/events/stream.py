@@ -140,7 +140,8 @@ class EventStream:
         for taken in latest:
             self.buffer.append(self._filtered(taken))
             self.packets, self.events = self.packets + 1, self.events + len(taken.events)
-            self._counted.update(taken.counts)
+            for name, count in taken.counts.items():
+                self._counted[name] += count
             self.latest.append(taken)
             self._report_of(taken)
 
