@@ -17,7 +17,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import assert_equal, events_of, make_events, write_dat, write_raw, write_text  # noqa: E402
 
-from event_sam3d_ros.cli import _check_writable, main  # noqa: E402
+from event_sam3d_ros.cli import main  # noqa: E402
+from event_sam3d_ros.commands.recordings import _check_writable  # noqa: E402
 from event_sam3d_ros.errors import RecordingError, RecordingWarning  # noqa: E402
 from event_sam3d_ros.events.events import Events, Triggers  # noqa: E402
 from event_sam3d_ros.recordings import aedat4_process  # noqa: E402
