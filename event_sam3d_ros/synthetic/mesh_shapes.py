@@ -1,0 +1,88 @@
+"""Users' meshes in the synthetic world: a mesh file becomes a `Shape`, as a procedural solid is one.
+
+The mesh is flooded from outside, the surface of what the flood does not reach is taken, and its distances are sampled on the
+shape's grid. So the shape is a clean solid whatever the mesh's triangles are like; parts thinner than about 1/60 of
+the object are lost, as procedural shapes have none. Colours of the file are not used: a random material, always the
+same for a file's name, covers the solid.
+"""
+
+from __future__ import annotations
+
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.meshes import flood_fill, read_mesh
+from event_sam3d_ros.synthetic.appearance import random_material
+from event_sam3d_ros.synthetic.shapes import LONGEST_SIDE, Shape, cell_centres
+
+if TYPE_CHECKING:
+    import open3d
+
+UP_AXES = ("y", "z")
+Y_UP_ENDINGS = (".glb", ".obj")
+"""Formats whose y axis points up: GLB by definition, OBJ as most programs write it. In the others z does."""
+
+_SMOOTHING_CELLS = 1.0
+"""Gaussian over the flooded cells before the surface between them is taken; half a cell of the shape's grid."""
+_LEVEL = 0.5
+_EXACT_WITHIN = 6.0
+"""Cells of the flooded grid; corners are less than one apart, so further away theirs is right to 1 in 100."""
+
+
+@lru_cache(maxsize=16)
+def mesh_shape(path: Path, up: str | None = None, resolution: int = 64) -> Shape:
+    """The shape of a mesh file (GLB, OBJ, OFF, PLY, STL), centred and of longest side 1.8, z up.
+
+    up: the file's axis that points up, "y" or "z"; None: by the format (`Y_UP_ENDINGS`). Its seed, from which the
+    world draws the size and the material, follows from the file's name. InputError where the file can't be read
+    (`bad_mesh`, `missing_file`) or its inside can't be told (`not_watertight`).
+    """
+    import open3d  # heavy, and needed for meshes alone
+
+    vertices, triangles = read_mesh(path)
+    vertices = _z_up(vertices, up or ("y" if path.suffix.lower() in Y_UP_ENDINGS else "z"))
+    fill, _, _ = flood_fill(vertices, triangles, str(path))
+    field = ndimage.gaussian_filter(fill, _SMOOTHING_CELLS)
+    if not field.max() > _LEVEL:
+        raise InputError(f"{path}: too thin everywhere; a solid needs parts thicker than 1/60 of it", reason="too_thin")
+    # The isosurface takes the fastest axis as x.
+    surface = open3d.t.geometry.TriangleMesh.create_isosurfaces(np.ascontiguousarray(field.T), [_LEVEL])
+    corners = surface.vertex.positions.numpy()
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    centre, cells = (low + high) / 2, float((high - low).max()) / LONGEST_SIDE  # of the field, per grid unit
+    points = cell_centres(resolution).numpy().T * cells + centre
+    sdf = np.where(ndimage.map_coordinates(field, points.T, order=1) > _LEVEL, -1.0, 1.0) * _distance(surface, points)
+    seed = zlib.crc32(path.name.encode())
+    material = random_material(np.random.default_rng((seed, 0x3A7)))
+    return Shape(
+        sdf=(sdf / cells).astype(np.float32).reshape((resolution,) * 3),
+        extent=((high - low) / cells).astype(np.float64),
+        material=material,
+        seed=seed,
+    )
+
+
+def _distance(surface: open3d.t.geometry.TriangleMesh, points: np.ndarray) -> np.ndarray:
+    """Distance (M,) of points (M, 3) to a fine surface: exact near it, further away that to its nearest corner."""
+    import open3d
+
+    distance = cKDTree(surface.vertex.positions.numpy()).query(points)[0]
+    near = np.flatnonzero(distance < _EXACT_WITHIN)
+    scene = open3d.t.geometry.RaycastingScene()
+    scene.add_triangles(surface)
+    distance[near] = scene.compute_distance(open3d.core.Tensor(points[near].astype(np.float32)), nthreads=1).numpy()
+    return distance
+
+
+def _z_up(vertices: np.ndarray, up: str) -> np.ndarray:
+    """Vertices (N, 3) turned about x so that the axis `up` becomes z."""
+    if up not in UP_AXES:
+        raise InputError(f"up axis {up!r} is not known: take {' or '.join(UP_AXES)}", reason="bad_up_axis")
+    return vertices if up == "z" else np.stack([vertices[:, 0], -vertices[:, 2], vertices[:, 1]], axis=1)
