@@ -11,6 +11,7 @@ import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +25,14 @@ from event_sam3d_ros.preprocess import Crop, crop_resize, object_crops
 from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.layout import grid_centers
 from event_sam3d_ros.synthetic.world import FIRST_TRAINING_OBJECT_SEED, Case, make_case
+from training.augmentations import AugmentationConfig, augment
 
 MOTIONS = ("easy", "medium", "hard", "hard", "still")
 CASES_PER_OBJECT = 2
 PIXELS_PER_SUB_FRAME = 2.0  # coarser than evaluation's: blur and events at a 64 pixel crop hardly tell the difference
 CHUNK = 64
+TRUTH = ("true_occupancy", "true_up", "degraded_occupancy", "degraded_up")
+"""Fields that only data with 3D truth have; all others are pictures, which every dataset has."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +78,57 @@ def crop_targets(case: Case, crop: Crop, config: ModelConfig) -> tuple[npt.NDArr
     return inside.astype(np.uint8), (frame.rotation.T @ case.rotation[:, 2]).astype(np.float32)
 
 
-def sample(case: Case, config: ModelConfig) -> dict[str, npt.NDArray]:
-    """Everything that training needs of a case; see `fields`."""
-    size, factor = config.encoder.image_size, config.preprocess.crop_factor
+class Pictures(Protocol):
+    """What a sample's pictures are cut from, in one grid H x W: ``sharp``, ``blurry`` and ``event_image`` (H, W, 3)
+    uint8, ``mask`` and ``degraded_mask`` (H, W) uint8, 0 or 1."""
+
+    @property
+    def sharp(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def blurry(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def event_image(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def mask(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def degraded_mask(self) -> npt.NDArray[np.uint8]: ...
+
+
+def object_crop(mask: npt.NDArray[np.uint8], config: ModelConfig) -> Crop:
+    """The crop of a mask's one object; InputError where it is too small."""
+    crops = object_crops(mask, config.preprocess.crop_factor)
+    if not crops:
+        raise InputError("the object is too small to crop", reason="object_too_small")
+    return crops[0]
+
+
+def cut_pictures(source: Pictures, true: Crop, degraded: Crop, config: ModelConfig) -> dict[str, npt.NDArray[np.uint8]]:
+    """All fields of a sample but the truth, see `fields`; ``true`` and ``degraded``: where its two crops lie."""
+    size = config.encoder.image_size
 
     def cut(image: npt.NDArray, crop: Crop) -> npt.NDArray[np.uint8]:
         resized = crop_resize(image, crop, size).permute(1, 2, 0).numpy()
         return np.rint(resized).clip(0, 255).astype(np.uint8)
 
-    result: dict[str, npt.NDArray] = {}
-    for name, mask in (("true", case.mask), ("degraded", case.degraded_mask)):
-        crops = object_crops(mask, factor)
-        if not crops:
-            raise InputError("the object is too small to crop", reason="object_too_small")
-        occupancy, up = crop_targets(case, crops[0], config)
-        result[f"{name}_sharp"] = cut(case.sharp, crops[0])
-        result[f"{name}_mask"] = cut(mask * 255, crops[0])[..., 0]
+    return {
+        "true_sharp": cut(source.sharp, true),
+        "true_mask": cut(source.mask * 255, true)[..., 0],
+        "degraded_sharp": cut(source.sharp, degraded),
+        "degraded_blurry": cut(source.blurry, degraded),
+        "degraded_events": cut(source.event_image, degraded),
+        "degraded_true_mask": cut(source.mask * 255, degraded)[..., 0],
+        "degraded_mask": cut(source.degraded_mask * 255, degraded)[..., 0],
+    }
+
+
+def sample(case: Case, config: ModelConfig) -> dict[str, npt.NDArray]:
+    """Everything that training needs of a case; see `fields`."""
+    crops = {"true": object_crop(case.mask, config), "degraded": object_crop(case.degraded_mask, config)}
+    result: dict[str, npt.NDArray] = dict(cut_pictures(case, crops["true"], crops["degraded"], config))
+    for name, crop in crops.items():
+        occupancy, up = crop_targets(case, crop, config)
         result[f"{name}_occupancy"] = np.packbits(occupancy.ravel())
         result[f"{name}_up"] = up
-    result["degraded_blurry"] = cut(case.blurry, crops[0])
-    result["degraded_events"] = cut(case.event_image, crops[0])
-    result["degraded_true_mask"] = cut(case.mask * 255, crops[0])[..., 0]
     return result
 
 
@@ -152,7 +186,17 @@ def _render_one(index: int, data: DataConfig, config: ModelConfig) -> dict[str, 
 class Batches:
     """Random batches of rendered samples with augmentation, as tensors ready for the network."""
 
-    def __init__(self, folder: Path, config: ModelConfig, batch_size: int, seed: int, cases: int) -> None:
+    name = "rendered samples"
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        batch_size: int,
+        seed: int,
+        cases: int,
+        augmentation: AugmentationConfig | None = None,
+    ) -> None:
         """``cases``: how many of the folder's first cases to use; InputError if they are not rendered yet."""
         progress = json.loads((folder / "progress.json").read_text())
         missing = [start for start in range(0, cases, CHUNK) if start not in set(progress["done"])]
@@ -162,14 +206,19 @@ class Batches:
             )
         self.rows = np.arange(cases)
         self.stores = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields(config)}
+        self.names = frozenset(self.stores)
         self.grid = config.direct.resolution
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """The batch of a step: the same for the same seed, so that a resumed run goes on exactly."""
-        rng = np.random.default_rng([self.seed, step])
-        rows = np.sort(rng.choice(self.rows, self.batch_size, replace=False))
-        return augment({name: self._tensor(name, store[rows]) for name, store in self.stores.items()}, rng)
+        return self.draw(self.batch_size, np.random.default_rng([self.seed, step]))
+
+    def draw(self, count: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """``count`` different samples."""
+        rows = np.sort(rng.choice(self.rows, count, replace=False))
+        batch = {name: self._tensor(name, store[rows]) for name, store in self.stores.items()}
+        return augment(batch, rng, self.augmentation)
 
     def _tensor(self, name: str, values: npt.NDArray) -> Tensor:
         if name.endswith("occupancy"):
@@ -177,28 +226,10 @@ class Batches:
             return torch.from_numpy(bits.reshape(-1, self.grid, self.grid, self.grid)).float()
         if name.endswith("up"):
             return torch.from_numpy(np.ascontiguousarray(values))
-        tensor = torch.from_numpy(np.ascontiguousarray(values)).float() / 255
-        return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor[:, None]
+        return picture_tensor(values)
 
 
-def augment(batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-    """Mirrors half of the samples (images, grids, up vectors together), varies colour, drops event pixels."""
-    count = len(batch["true_up"])
-    mirror = torch.from_numpy(rng.random(count) < 0.5)
-    gain = torch.from_numpy(rng.uniform(0.8, 1.2, (count, 3, 1, 1)).astype(np.float32))
-    grey = torch.from_numpy(rng.random(count) < 0.2)
-    result = {}
-    for name, value in batch.items():
-        value = value.clone()
-        if name.endswith("up"):
-            value[mirror, 0] *= -1
-        else:
-            value[mirror] = value[mirror].flip(-1)
-        if name.endswith(("sharp", "blurry")):
-            value = (value * gain).clamp(0, 1)
-            value[grey] = value[grey].mean(1, keepdim=True).expand(-1, 3, -1, -1)
-        result[name] = value
-    size = batch["degraded_events"].shape[-1]
-    drop = torch.from_numpy(rng.random((count, 1, size, size)) < rng.uniform(0, 0.15, (count, 1, 1, 1)))
-    result["degraded_events"] = result["degraded_events"] * ~drop
-    return result
+def picture_tensor(values: npt.NDArray[np.uint8]) -> Tensor:
+    """Pictures (B, S, S, 3) or masks (B, S, S) uint8 -> (B, 3 or 1, S, S) float32 in [0, 1]."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values)).float() / 255
+    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor[:, None]
