@@ -133,8 +133,8 @@ class EventBuffer:
     def _write(self, events: Events) -> None:
         """Append sorted events that begin no earlier than the stored ones end, and drop what is over the limits."""
         oldest = int(events.t[-1]) - self._max_duration_us
-        too_old = self._place(oldest)
-        too_old_incoming = int(np.searchsorted(events.t, oldest)) if too_old == self._size else 0
+        too_old = self._place(oldest) if self._size and self._time(0) < oldest else 0
+        too_old_incoming = int(np.searchsorted(events.t, oldest)) if events.t[0] < oldest else 0
         excess = max(0, self._size - too_old + len(events) - too_old_incoming - self.capacity)
         self.counters["overflow_events"] += excess
         from_store = min(too_old + excess, self._size)

@@ -81,9 +81,9 @@ class SensorClock:
         above_ns = 0 if self._fit is None else stamp_ns - self.to_ros_ns(t_us)
         if above_ns < -_STEP_NS:
             self._step(keep=0)
-        elif self._slots.size and t_us // _SLOT_US <= self._slots[0, -1] // _SLOT_US:
+        elif self._slots.size and t_us // _SLOT_US <= (newest := int(self._slots[0, -1]) // _SLOT_US):
             # Disorder may lead back into the second before, which is closed: there are packets enough.
-            if t_us // _SLOT_US == self._slots[0, -1] // _SLOT_US and offset_ns < self._slots[1, -1]:
+            if t_us // _SLOT_US == newest and offset_ns < self._slots[1, -1]:
                 self._slots[:, -1] = t_us, offset_ns
                 if above_ns < 0:
                     self._refit()

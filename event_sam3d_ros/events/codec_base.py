@@ -32,6 +32,7 @@ class Decoder(ABC):
 
     ``triggers``  edges at the camera's trigger inputs in the latest packet that was decoded
     ``counters``  what was skipped, since construction, in packets that were decoded
+    ``counts``    the same of the latest packet alone
     ``warnings``  what the stream shows to be wrong with its source: a reason (snake_case) -> one sentence with advice
 
     ``is_bigendian`` as in EventPacket: the words of payloads have their most significant byte first.
@@ -46,7 +47,8 @@ class Decoder(ABC):
     def __init__(self, width: int, height: int, is_bigendian: bool = False) -> None:
         _check_size(width, height)
         self.width, self.height, self.is_bigendian = int(width), int(height), is_bigendian
-        self.counters = dict.fromkeys(self.COUNTERS, 0)
+        self.counts = dict.fromkeys(self.COUNTERS, 0)
+        self.counters = self.counts.copy()
         self.warnings: dict[str, str] = {}
         self.triggers = _NO_TRIGGERS
         self._state = self._new_state()
@@ -66,8 +68,9 @@ class Decoder(ABC):
         check_packet(words.size // self.GROUP, len(events), found)
         self._state = state
         self.triggers = Triggers(*edges) if edges and len(edges[0]) else _NO_TRIGGERS
-        for name, number in found.items():
-            self.counters[name] += number
+        self.counts = found
+        if any(found.values()):
+            self.counters = {name: number + found[name] for name, number in self.counters.items()}
         self._look_for_defects()
         return events
 
@@ -93,9 +96,7 @@ class Decoder(ABC):
     def copy(self) -> Decoder:
         """A decoder in the same state that goes its own way from here. Cheap: a step that may have to be taken back."""
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        # All else is replaced, never written to.
-        twin.counters, twin.warnings = self.counters.copy(), self.warnings.copy()
+        twin.__dict__.update(self.__dict__)  # which are replaced, never written to
         return twin
 
     def _new_state(self) -> NDArray[Any]:

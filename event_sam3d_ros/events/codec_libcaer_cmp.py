@@ -30,6 +30,13 @@ TIME_HIGH, TIME_LOW, ADDR_X, ADDR_Y, VECT_BASE_Y, VECT_8 = 0, 1, 2, 3, 4, 5
 # y. So many pairs in so many blocks, and never another y, are no chance.
 _PAIRS, _BLOCKS = 256, 8
 _ADVICE = "start the driver with encoding:=libcaer"
+_STALE_Y = (
+    "single events of libcaer_cmp have wrong rows, up to 7 pixels off, an error of the driver's encoder: " + _ADVICE
+)
+_TIME_FOLD = (
+    "times of libcaer_cmp fall back by 65.536 ms inside a packet, an error of the driver's encoder: "
+    f"{_ADVICE}, or set event_message_time_threshold below 0.06"
+)
 
 
 class LibcaerCmpDecoder(Decoder):
@@ -65,15 +72,9 @@ class LibcaerCmpDecoder(Decoder):
     def _look_for_defects(self) -> None:
         state = self._state[0]
         if state["other_y"] == 0 and state["same_y"] >= _PAIRS and int(state["blocks"]).bit_count() >= _BLOCKS:
-            self.warnings["libcaer_cmp_stale_y"] = (
-                "single events of libcaer_cmp have wrong rows, up to 7 pixels off, an error of the driver's encoder: "
-                + _ADVICE
-            )
+            self.warnings = {**self.warnings, "libcaer_cmp_stale_y": _STALE_Y}
         if state["folds"]:
-            self.warnings["libcaer_cmp_time_fold"] = (
-                "times of libcaer_cmp fall back by 65.536 ms inside a packet, an error of the driver's encoder: "
-                f"{_ADVICE}, or set event_message_time_threshold below 0.06"
-            )
+            self.warnings = {**self.warnings, "libcaer_cmp_time_fold": _TIME_FOLD}
 
 
 class LibcaerCmpEncoder(Encoder):

@@ -8,7 +8,7 @@ dvs_msgs/msg/EventArray (the same fields: prophesee_event_msgs, dv_ros2_msgs).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -28,7 +28,9 @@ ARRAY_TYPES = (  # decode_dvs_event_array_cdr
 _ENCAPSULATION = b"\x00\x01\x00\x00"  # CDR, little endian, no options
 # Compiled once, for a packet a millisecond is not far from what Python can do.
 _UINT32, _TWO_UINT32, _TIME = map(struct.Struct, ("<I", "<II", "<iI"))
-_NUMBERS, _NUMBERS_PADDED = struct.Struct("<IIQQ"), struct.Struct("<II4xQQ")
+# Of an EventPacket: stamp and length of the frame's name; size, number, time base and length of the encoding's name.
+_PACKET_START = struct.Struct("<iII")
+_PACKET_NUMBERS = (struct.Struct("<IIQQI"), struct.Struct("<II4xQQI"))  # 64-bit numbers are aligned to 8
 # One dvs_msgs/Event in an array; the array's first row begins two bytes before the array.
 _DVS_ROW = np.dtype(
     {
@@ -40,8 +42,7 @@ _DVS_ROW = np.dtype(
 )
 
 
-@dataclass(frozen=True)
-class EventPacketView:
+class EventPacketView(NamedTuple):
     """An EventPacket; ``payload`` is a view into the message's bytes, ``time_base`` in nanoseconds."""
 
     stamp_ns: int
@@ -55,18 +56,38 @@ class EventPacketView:
     payload: memoryview
 
 
+def _body(cdr: Buffer) -> memoryview:
+    """A serialised message behind its encapsulation header."""
+    whole = memoryview(cdr) if isinstance(cdr, bytes) else as_bytes(cdr, 1).data
+    # Humble and later write zero options; other writers use them for padding, which does not matter here.
+    if whole[:2] != _ENCAPSULATION[:2] or len(whole) < 4:
+        raise DecodeError(
+            f"message starts with {bytes(whole[:4]).hex() or 'nothing'}, not with a little-endian CDR header",
+            reason="corrupt_message",
+        )
+    return whole[4:]
+
+
+def _text(raw: memoryview) -> str:
+    """A CDR string without its length; the last byte is zero."""
+    try:
+        return str(raw[:-1], "utf-8")
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"text in the message is not UTF-8: {bytes(raw[:40])!r}", reason="corrupt_message") from error
+
+
+def _truncated(body: memoryview) -> DecodeError:
+    return DecodeError(
+        f"message of {len(body) + 4} bytes is cut off: what its lengths say does not fit into it",
+        reason="truncated_message",
+    )
+
+
 class _Reader:
     """Walks along a serialised message; positions count from the end of the encapsulation header."""
 
     def __init__(self, cdr: Buffer) -> None:
-        whole = memoryview(cdr) if isinstance(cdr, bytes) else as_bytes(cdr, 1).data
-        # Humble and later write zero options; other writers use them for padding, which does not matter here.
-        if whole[:2] != _ENCAPSULATION[:2] or len(whole) < 4:
-            raise DecodeError(
-                f"message starts with {bytes(whole[:4]).hex() or 'nothing'}, not with a little-endian CDR header",
-                reason="corrupt_message",
-            )
-        self.data = whole[4:]
+        self.data = _body(cdr)
         self.position = 0
 
     def skip(self, size: int, alignment: int = 1) -> int:
@@ -74,10 +95,7 @@ class _Reader:
         start = -(-self.position // alignment) * alignment
         self.position = start + size
         if self.position > len(self.data):
-            raise DecodeError(
-                f"message of {len(self.data) + 4} bytes is cut off: it should go on for {size} bytes from {start + 4}",
-                reason="truncated_message",
-            )
+            raise _truncated(self.data)
         return start
 
     def take(self, size: int) -> memoryview:
@@ -90,17 +108,10 @@ class _Reader:
     def length(self) -> int:
         return self.numbers(_UINT32, 4)[0]
 
-    def string(self) -> str:
-        raw = bytes(self.take(self.length()))
-        try:
-            return raw[:-1].decode()
-        except UnicodeDecodeError as error:
-            raise DecodeError(f"text in the message is not UTF-8: {raw[:40]!r}", reason="corrupt_message") from error
-
     def header(self) -> tuple[int, str]:
         """Stamp in nanoseconds and frame of a std_msgs/Header."""
         seconds, nanoseconds = self.numbers(_TIME, 4)
-        return seconds * 1_000_000_000 + nanoseconds, self.string()
+        return seconds * 1_000_000_000 + nanoseconds, _text(self.take(self.length()))
 
 
 def parse_header_cdr(cdr: Buffer) -> tuple[int, str]:
@@ -110,15 +121,35 @@ def parse_header_cdr(cdr: Buffer) -> tuple[int, str]:
 
 def parse_event_packet_cdr(cdr: Buffer) -> EventPacketView:
     """Fields of a serialised EventPacket. Raises DecodeError (``truncated_message``, ``corrupt_message``)."""
-    reader = _Reader(cdr)
-    stamp_ns, frame_id = reader.header()
-    # One read where several would do: this runs a thousand times per second. The 64-bit numbers are aligned to 8.
-    numbers = _NUMBERS_PADDED if -(-reader.position // 4) % 2 else _NUMBERS
-    height, width, seq, time_base = reader.numbers(numbers, 4)
-    encoding = reader.string()
-    is_bigendian = reader.take(1)[0] != 0
-    payload = reader.take(reader.length())
-    return EventPacketView(stamp_ns, frame_id, width, height, seq, time_base, encoding, is_bigendian, payload)
+    # Not step by step as the others: this runs a thousand times per second, and takes a fifth of the time so.
+    body = _body(cdr)
+    try:
+        seconds, nanoseconds, length = _PACKET_START.unpack_from(body)
+        frame_end = _PACKET_START.size + length
+        numbers_at = frame_end + 3 & ~3
+        numbers = _PACKET_NUMBERS[numbers_at >> 2 & 1]
+        height, width, seq, time_base, length = numbers.unpack_from(body, numbers_at)
+        encoding_at = numbers_at + numbers.size
+        encoding_end = encoding_at + length
+        is_bigendian = body[encoding_end] != 0
+        payload_at = (encoding_end + 4 & ~3) + _UINT32.size
+        (size,) = _UINT32.unpack_from(body, payload_at - _UINT32.size)
+    except (struct.error, IndexError):
+        raise _truncated(body) from None
+    payload = body[payload_at : payload_at + size]
+    if len(payload) < size:
+        raise _truncated(body)
+    return EventPacketView(
+        seconds * 1_000_000_000 + nanoseconds,
+        _text(body[_PACKET_START.size : frame_end]),
+        width,
+        height,
+        seq,
+        time_base,
+        _text(body[encoding_at:encoding_end]),
+        is_bigendian,
+        payload,
+    )
 
 
 def encode_event_packet_cdr(

@@ -327,10 +327,8 @@ class Run(Generic[P]):
 
 
 def _decoded(packet: P, decoder: Decoder, late: bool) -> Taken[P]:
-    before = decoder.counters.copy()
     events = decoder.decode(packet.view.payload, packet.view.time_base)
-    counts = {name: count - before.get(name, 0) for name, count in decoder.counters.items()}
-    return Taken(packet, events, decoder.triggers, late, counts=counts, warnings=decoder.warnings)
+    return Taken(packet, events, decoder.triggers, late, counts=decoder.counts, warnings=decoder.warnings)
 
 
 def check_geometry(width: int, height: int) -> None:

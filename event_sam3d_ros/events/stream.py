@@ -17,7 +17,6 @@ from event_sam3d_ros.events.codecs import (
 )
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.filters import EventFilter, FilterSettings
-from event_sam3d_ros.events.packet_sequence import MAX_SIDE as MAX_SIDE
 from event_sam3d_ros.events.packet_sequence import Packet, PacketSequence, Taken, check_geometry
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from event_sam3d_ros.errors import RecordingError, RecordingWarning
 from event_sam3d_ros.events.clock import BACKWARD_TOLERANCE_US
 from event_sam3d_ros.events.events import Events, Triggers, concatenate
-from event_sam3d_ros.events.stream import MAX_SIDE
+from event_sam3d_ros.events.packet_sequence import MAX_SIDE
 from event_sam3d_ros.recordings.losses import Losses, counted, left_out
 from event_sam3d_ros.recordings.samples import EventChunk, Sample, TriggerChunk
 from event_sam3d_ros.recordings.time_jumps import excursions

@@ -88,7 +88,7 @@ def test_event_packet_equals_rosbags(store, stamp_ns, frame_id, encoding, size, 
     assert ours == theirs[: len(ours)]
     assert not any(theirs[len(ours) :])
     view = parse_event_packet_cdr(theirs)
-    assert {**vars(view), "payload": bytes(view.payload)} == fields
+    assert {**view._asdict(), "payload": bytes(view.payload)} == fields
 
 
 EVENT = st.tuples(st.integers(0, 2**31 * 10**6 - 1), st.integers(0, 9), st.integers(0, 7), st.integers(0, 1))

@@ -206,7 +206,7 @@ def test_a_long_packet_is_kept_where_the_next_one_makes_no_sense():
         events = events_at(np.linspace(t0, t0 + span_us - 1, 50).astype(np.int64))
         setup.feed([packet(encoder, "evt3", seq, START_NS + t0 * 1000, events)])
     assert setup.stream.events == 50  # the second is still odd
-    bad = vars(parse_event_packet_cdr(odd_packet("evt3", 2))) | {"stamp_ns": START_NS + 3_005_000_000}
+    bad = parse_event_packet_cdr(odd_packet("evt3", 2))._replace(stamp_ns=START_NS + 3_005_000_000)
     with pytest.raises(DecodeError):
-        setup.feed([encode_event_packet_cdr(**bad)])
+        setup.feed([encode_event_packet_cdr(**bad._asdict())])
     assert setup.stream.events == 100 and not setup.reports

@@ -602,7 +602,7 @@ def array_messages(events):
 def renumbered(cdrs, seq):
     for cdr in cdrs:
         view = parse_event_packet_cdr(cdr)
-        yield encode_event_packet_cdr(**(view.__dict__ | {"seq": seq}))
+        yield encode_event_packet_cdr(**view._replace(seq=seq)._asdict())
 
 
 def assert_same(setup, clean):
@@ -722,7 +722,7 @@ def test_counters_are_totals_over_all_streams():
     x[100] = WIDTH + 5
     kept = events[np.arange(len(events)) != 100]
     wide = packets(Events(events.t, x, events.y, events.p), width=WIDTH + 10)
-    cdrs = [encode_event_packet_cdr(**(parse_event_packet_cdr(cdr).__dict__ | {"width": WIDTH})) for cdr in wide]
+    cdrs = [encode_event_packet_cdr(**parse_event_packet_cdr(cdr)._replace(width=WIDTH)._asdict()) for cdr in wide]
     setup = Setup(filters=FilterSettings(polarity="on"))
     for round in (1, 2):
         setup.feed(cdrs)

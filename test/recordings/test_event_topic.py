@@ -124,7 +124,7 @@ def test_packets_that_are_in_a_bag_twice_are_read_once(encoding: str, numbered: 
 
 def renumbered(cdr: bytes) -> bytes:
     """As of drivers that do not count."""
-    return encode_event_packet_cdr(**(vars(parse_event_packet_cdr(cdr)) | {"seq": 0}))
+    return encode_event_packet_cdr(**parse_event_packet_cdr(cdr)._replace(seq=0)._asdict())
 
 
 def test_packets_that_come_late_are_read_where_their_encoding_has_no_memory() -> None:
