@@ -115,7 +115,8 @@ def _placed(stage: nn.Module, device: torch.device) -> Iterator[None]:
     Those at home are put back as they were instead of copied back: nothing changed them, and the way back would take
     as long as the way there.
     """
-    if next(stage.parameters()).device == device:
+    at_home = next(stage.parameters()).device
+    if at_home.type == device.type and device.index in (None, at_home.index):  # "cuda" is whichever they are on
         yield
         return
     tables: list[dict[str, Any]] = [
