@@ -17,8 +17,9 @@ from torch import Tensor
 
 from event_sam3d_ros.sam3d.network import Network
 from training.datasets import Batches
-from training.engine import arguments, load_config, load_stage_input, train
+from training.engine import load_stage_input, train
 from training.losses import feature_loss
+from training.settings import arguments, load_config
 
 
 def loss(network: Network, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:

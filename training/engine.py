@@ -1,151 +1,293 @@
-"""One training loop for all stages: Muon and AdamW, cosine schedule with warm-up, EMA, resumable."""
+"""One training loop for all stages: Muon and AdamW, cosine schedule, EMA, validation; resumable, on several GPUs."""
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from event_sam3d_ros import __version__
 from event_sam3d_ros.errors import CheckpointError, ConfigurationError
 from event_sam3d_ros.sam3d.checkpoint import load_checkpoint, save_checkpoint
-from event_sam3d_ros.sam3d.config import ModelConfig, from_dict
-from event_sam3d_ros.sam3d.network import Network
-from training.datasets import Batches, DataConfig
+from event_sam3d_ros.sam3d.config import ModelConfig, to_dict
+from event_sam3d_ros.sam3d.network import FlowNetwork, Network
+from training.distributed import Team, join
+from training.monitor import Monitor
 from training.muon import Muon
+from training.settings import PRECISIONS, StageConfig
 
 MIN_HIDDEN = 32  # channels in and out; first layers have fewer, and so have all last ones but LAST_LAYER
 LAST_LAYER = "columns"
+LOG_EVERY = 20  # steps
 _LAYERS = (nn.Conv2d, nn.Linear)
 
 LossFunction = Callable[[dict[str, Tensor], np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
+"""(batch, random numbers of the step) -> loss to minimise and scalars for the log."""
+BatchSource = Callable[[int], dict[str, Tensor]]
+"""The batch of a step, tensors (batch_size, ...), always the same for the same step. A source that makes batches at
+some cost has a method ``share(step, rank, count)`` as well, which makes one process's part alone."""
+Draw = Callable[[dict[str, Tensor]], Tensor]
+"""A picture (3, H, W) in [0, 1] of what the network makes of a batch."""
 
 
-@dataclass(frozen=True)
-class StageConfig:
-    """One stage's schedule: ``steps`` of ``batch_size`` samples, drawn from the first ``cases`` rendered ones.
-
-    ``learning_rate`` is AdamW's; ``matrix_learning_rate`` Muon's, in spectral norm per step. See `make_optimizers`.
-    """
-
-    cases: int = 10944
-    steps: int = 1000
-    batch_size: int = 32
-    learning_rate: float = 1.5e-3
-    matrix_learning_rate: float = 0.02
-    weight_decay: float = 0.02
-    warmup: int = 200
-    clip: float = 1.0
-    ema: float = 0.998
-    save_every: int = 500
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """``model``: path of a model configuration, relative to the training configuration's file."""
-
-    model: str = "../../config/models/nano.yaml"
-    data: DataConfig = field(default_factory=DataConfig)
-    pretrain: StageConfig = field(default_factory=StageConfig)
-    distill: StageConfig = field(default_factory=StageConfig)
-    fuse: StageConfig = field(default_factory=StageConfig)
-    unfreeze: StageConfig = field(default_factory=StageConfig)
-
-
-def load_config(path: Path) -> tuple[TrainingConfig, ModelConfig]:
-    """Reads a training configuration and the model configuration that it names; ConfigurationError on unknown keys."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"cannot read the training configuration {path}: {error}") from error
-    config = from_dict(TrainingConfig, data, where=str(path))
-    return config, ModelConfig.from_yaml(path.parent / config.model)
-
-
-def arguments(description: str) -> argparse.ArgumentParser:
-    """The options that all stages share."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "config" / "nano.yaml")
-    parser.add_argument("--data", type=Path, required=True, help="folder of rendered samples (training.render)")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="model file to write; the state to resume lies beside it"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice")
-    return parser
-
-
-def load_stage_input(path: Path, config: ModelConfig) -> Network:
-    """The network that an earlier stage wrote; it must have the configuration that is trained now."""
+def load_stage_input(path: Path, config: ModelConfig) -> Network | FlowNetwork:
+    """The network that an earlier stage wrote, or one that shipped, in float32; it must have the configuration that is
+    trained now. fp16 weights are enough to go on from: a stage starts with a fresh optimizer anyway."""
     network, _ = load_checkpoint(path)
     if network.config != config:
         raise CheckpointError(
             f"{path} was made for another configuration than the one given", reason="wrong_checkpoint"
         )
-    return network
+    return network.float()
 
 
 def train(
     name: str,
-    network: Network,
+    network: Network | FlowNetwork,
     trained: Sequence[nn.Module],
     loss_function: LossFunction,
-    batches: Batches,
+    batches: BatchSource,
     stage: StageConfig,
     out: Path,
     device: str,
+    *,
+    held_out: BatchSource | None = None,
+    draw: Draw | None = None,
+    tensorboard: Path | None = None,
 ) -> None:
     """Trains the modules ``trained`` of ``network`` and writes the averaged (EMA) weights to ``out``.
 
     A state file beside ``out`` is taken up. All random choices depend on the stage's seed and the step, so a resumed
-    run goes on as if it had not stopped.
+    run goes on as if it had not stopped. ``held_out`` gives the validation batches by number. Started several times by
+    torchrun or SLURM, the processes share each batch; ``out``'s folder must then be one that all of them see.
     """
-    network.to(device).train()
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    parameters = [parameter for module in trained for parameter in module.parameters()]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizers = make_optimizers(trained, stage)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _learning_rate(step, stage)) for o in optimizers]
-    averaged = [p.detach().clone() for p in parameters]
-    state_file = out.with_suffix(".state")
-    first = 0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        network.load_state_dict(state["network"])
-        for optimizer, schedule, saved in zip(optimizers, schedules, state["optimizers"], strict=True):
+    with join(device) as team:
+        run = _Run(name, network, trained, loss_function, batches, stage, out, team, held_out)
+        run.resume()
+        if not team.same(run.step):
+            raise CheckpointError(
+                f"the processes resume at different steps: all machines must see the folder {run.state_file.parent}",
+                reason="other_state",
+            )
+        monitor = Monitor(out, run.step, tensorboard) if team.writes else None
+        steps = range(run.step, stage.steps if not run.stopped else run.step)
+        with tqdm(steps, initial=run.step, total=stage.steps, desc=name, mininterval=5, disable=not team.writes) as bar:
+            for _ in bar:
+                run.train_step()
+                done = run.step == stage.steps
+                scalars: dict[str, float] = {}
+                if run.step % LOG_EVERY == 1 or done:
+                    scalars = run.scalars()
+                    bar.set_postfix_str(" ".join(f"{k}={v:.3f}" for k, v in scalars.items() if "/" not in k))
+                if stage.validate_every and (run.step % stage.validate_every == 0 or done):
+                    scalars |= run.validate()
+                if monitor and scalars:
+                    monitor.scalars(run.step, scalars)
+                if monitor and draw and stage.picture_every and (run.step % stage.picture_every == 0 or done):
+                    monitor.picture(run.step, run.draw(draw))
+                if team.writes and (run.step % stage.save_every == 0 or done or run.stopped):
+                    run.save()
+                if run.stopped:
+                    bar.write(f"{name}: stopped early after {run.step} steps")
+                    break
+        if monitor:
+            monitor.close()
+
+
+class _WithLoss(nn.Module):
+    """The network with its loss as one module, for what is wrapped around a whole forward pass."""
+
+    def __init__(self, network: nn.Module, loss_function: LossFunction) -> None:
+        super().__init__()
+        self.network, self.loss_function = network, loss_function
+
+    def forward(self, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss_function(batch, rng)
+
+
+class _Run:
+    """A stage under way: everything that changes from step to step, and how it is saved."""
+
+    def __init__(
+        self,
+        name: str,
+        network: Network | FlowNetwork,
+        trained: Sequence[nn.Module],
+        loss_function: LossFunction,
+        batches: BatchSource,
+        stage: StageConfig,
+        out: Path,
+        team: Team,
+        held_out: BatchSource | None,
+    ) -> None:
+        if stage.batch_size % team.count:
+            raise ConfigurationError(f"batch_size {stage.batch_size} can't be shared by {team.count} processes evenly")
+        if stage.validate_every and held_out is None:
+            raise ConfigurationError(f"validate_every is set, but these samples have no held-out part for {name}")
+        self.name, self.network, self.stage, self.team = name, network, stage, team
+        self.batches, self.held_out = batches, held_out
+        self.out, self.state_file = out, out.with_suffix(".state")
+        network.to(team.device).train()
+        network.requires_grad_(False)
+        self.parameters = [parameter for module in trained for parameter in module.parameters()]
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.module = team.wrap(_WithLoss(network, loss_function))
+        self.loss_function = loss_function
+        self.optimizers = make_optimizers(trained, stage)
+        self.schedules = [
+            torch.optim.lr_scheduler.LambdaLR(o, lambda step: _learning_rate(step, stage)) for o in self.optimizers
+        ]
+        self.scaler = torch.amp.GradScaler(team.device.type, enabled=stage.precision == "fp16")
+        self.averaged = [p.detach().clone() for p in self.parameters]
+        self.means: dict[str, Tensor] = {}
+        self.step, self.best, self.waited = 0, math.inf, 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether validation has ended the stage."""
+        return 0 < self.stage.patience <= self.waited
+
+    def train_step(self) -> None:
+        """One step of all optimizers on the batch of the step."""
+        batch = self._share(self.batches, self.step)
+        self.network.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss, parts = self.module(batch, np.random.default_rng([self.stage.seed, 1, self.step]))
+        self.scaler.scale(loss).backward()
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(self.parameters, self.stage.clip)
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            self.scaler.step(optimizer)
+            schedule.step()
+        self.scaler.update()
+        decay = min(self.stage.ema, (self.step + 1) / (self.step + 10))
+        torch._foreach_lerp_(self.averaged, [p.detach() for p in self.parameters], 1 - decay)
+        for key, value in self._mean_parts({"loss": loss, **parts}).items():
+            self.means[key] = self.means[key].lerp(value, 0.02) if key in self.means else value
+        self.step += 1
+
+    def scalars(self) -> dict[str, float]:
+        """Running means of the loss and its parts, and the learning rate's share of its peak."""
+        return {k: float(v) for k, v in self.means.items()} | {"schedule/rate": _learning_rate(self.step, self.stage)}
+
+    def validate(self) -> dict[str, float]:
+        """The averaged weights on the held-out batches; if they are the best so far they are written to ``out``."""
+        assert self.held_out is not None
+        sums: dict[str, list[Tensor]] = {}
+        with self._averaged_weights(), torch.no_grad(), self._autocast():
+            for number in range(self.stage.validation // self.stage.batch_size):
+                rng = np.random.default_rng([self.stage.seed, 2, number])
+                loss, parts = self.loss_function(self._share(self.held_out, number), rng)
+                for key, value in self._mean_parts({"loss": loss, **parts}).items():
+                    sums.setdefault(key, []).append(value)
+        result = {f"validation/{key}": float(torch.stack(values).mean()) for key, values in sums.items()}
+        better = result["validation/loss"] < self.best
+        self.waited = 0 if better else self.waited + 1
+        if better:
+            self.best = result["validation/loss"]
+            if self.team.writes:
+                self._write_model()
+        return result
+
+    def draw(self, draw: Draw) -> Tensor:
+        """The picture that the averaged weights give of a batch that is always the same."""
+        with self._averaged_weights(), torch.no_grad():
+            batch = self.held_out(0) if self.held_out else self.batches(0)
+            return draw({name: tensor.to(self.team.device) for name, tensor in batch.items()})
+
+    def resume(self) -> None:
+        """Takes up the state file if there is one. Raises CheckpointError if it is of another run or damaged."""
+        if not self.state_file.exists():
+            return
+        try:
+            state = torch.load(self.state_file, map_location=self.team.device, weights_only=True)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{self.state_file} is not a readable state ({error}); delete it to start the stage again",
+                reason="corrupt_checkpoint",
+            ) from error
+        if (state.get("name"), state.get("model")) != (self.name, to_dict(self.network.config)):
+            raise CheckpointError(
+                f"{self.state_file} is the state of another stage or model ({state.get('name')}); give another --out, "
+                "or delete it to start again",
+                reason="other_state",
+            )
+        self.network.load_state_dict(state["network"])
+        for optimizer, schedule, saved in zip(self.optimizers, self.schedules, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved["optimizer"])
             schedule.load_state_dict(saved["schedule"])
-        averaged, first = state["averaged"], state["step"]
-    means: dict[str, float] = {}
-    with tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=name, mininterval=5) as bar:
-        for step in bar:
-            batch = {key: value.to(device) for key, value in batches(step).items()}
-            loss, parts = loss_function(batch, np.random.default_rng([stage.seed, 1, step]))
-            network.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, stage.clip)
-            for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                optimizer.step()
-                schedule.step()
-            decay = min(stage.ema, (step + 1) / (step + 10))
-            torch._foreach_lerp_(averaged, [p.detach() for p in parameters], 1 - decay)
-            for key, value in parts.items():
-                value = value.detach()
-                means[key] = 0.98 * means.get(key, float(value)) + 0.02 * float(value)
-            if step % 20 == 0:
-                bar.set_postfix_str(" ".join(f"{k}={v:.3f}" for k, v in means.items()))
-            if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
-                _save(network, optimizers, schedules, parameters, averaged, step + 1, state_file, out, name)
+        self.scaler.load_state_dict(state["scaler"])
+        self.averaged, self.means = state["averaged"], state["means"]
+        self.step, self.best, self.waited = state["step"], state["best"], state["waited"]
+
+    def save(self) -> None:
+        """Writes the model, unless validation chooses when, then the state to resume from: each whole or not at all,
+        and the state last, so that a finished state has its model."""
+        if not self.stage.validate_every:
+            self._write_model()
+        state = {
+            "name": self.name,
+            "model": to_dict(self.network.config),
+            "network": self.network.state_dict(),
+            "optimizers": [
+                {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+                for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True)
+            ],
+            "scaler": self.scaler.state_dict(),
+            "averaged": self.averaged,
+            "means": self.means,
+            "step": self.step,
+            "best": self.best,
+            "waited": self.waited,
+        }
+        temporary = self.state_file.with_suffix(".part")
+        torch.save(state, temporary)
+        temporary.replace(self.state_file)
+
+    def _write_model(self) -> None:
+        info = {"tag": self.name, "version": __version__, "licence": "Apache-2.0", "steps": str(self.step)}
+        with self._averaged_weights():
+            save_checkpoint(self.out, self.network, info, torch.float32)
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Has the averaged weights in the network meanwhile."""
+        current = [p.detach().clone() for p in self.parameters]
+        _assign(self.parameters, self.averaged)
+        try:
+            yield
+        finally:
+            _assign(self.parameters, current)
+
+    def _autocast(self) -> torch.autocast:
+        """Without autocast's cache: it would keep weights that were cast under no_grad, for a teacher or a target that
+        is the network itself, and their gradients would be lost."""
+        precision = PRECISIONS[self.stage.precision]
+        lower = precision != torch.float32
+        kind = self.team.device.type
+        return torch.autocast(kind, precision if lower else None, enabled=lower, cache_enabled=False)
+
+    def _share(self, source: Any, number: int) -> dict[str, Tensor]:
+        """This process's part of a batch, on its device."""
+        if self.team.count > 1 and hasattr(source, "share"):
+            part = source.share(number, self.team.rank, self.team.count)
+            return {name: tensor.to(self.team.device) for name, tensor in part.items()}
+        return self.team.share(source(number))
+
+    def _mean_parts(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars averaged over all processes."""
+        means = self.team.mean(torch.stack([value.detach().float() for value in parts.values()]))
+        return dict(zip(parts, means, strict=True))
 
 
 def make_optimizers(trained: Sequence[nn.Module], stage: StageConfig) -> list[torch.optim.Optimizer]:
@@ -164,32 +306,6 @@ def make_optimizers(trained: Sequence[nn.Module], stage: StageConfig) -> list[to
         Muon(matrices, lr=stage.matrix_learning_rate, weight_decay=stage.weight_decay / 2),
         torch.optim.AdamW(others, lr=stage.learning_rate, weight_decay=stage.weight_decay),
     ]
-
-
-def _save(network, optimizers, schedules, parameters, averaged, step, state_file: Path, out: Path, name: str) -> None:
-    """Writes the state to resume from and the averaged model, each whole or not at all."""
-    state = {
-        "network": network.state_dict(),
-        "optimizers": [
-            {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            for optimizer, schedule in zip(optimizers, schedules, strict=True)
-        ],
-        "averaged": averaged,
-        "step": step,
-    }
-    temporary = state_file.with_suffix(".part")
-    torch.save(state, temporary)
-    temporary.replace(state_file)
-    current = [p.detach().clone() for p in parameters]
-    _assign(parameters, averaged)
-    save_checkpoint(
-        temporary,
-        network,
-        {"tag": name, "version": "0.1.0", "licence": "Apache-2.0", "steps": str(step)},
-        torch.float32,
-    )
-    temporary.replace(out)
-    _assign(parameters, current)
 
 
 def _assign(parameters: list[nn.Parameter], values: list[Tensor]) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from event_sam3d_ros.sam3d.network import Network
 from training.datasets import Batches
-from training.engine import arguments, load_config, load_stage_input, train
+from training.engine import load_stage_input, train
 from training.losses import geometry_loss, grid_iou, teacher_loss
+from training.settings import arguments, load_config
 
 FINISHING_MODES = {"fused": 0.5, "sharp": 0.25, "blurry": 0.1, "events": 0.15}
 

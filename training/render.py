@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from training.datasets import render
-from training.engine import load_config
+from training.settings import load_config
 
 
 def main() -> None:

@@ -15,9 +15,10 @@ from event_sam3d_ros.sam3d.geometry_direct import Geometry
 from event_sam3d_ros.sam3d.network import Network
 from training import distill, fuse, pretrain
 from training.datasets import Batches, DataConfig, augment, render
-from training.engine import StageConfig, load_config, load_stage_input, make_optimizers, train
+from training.engine import load_stage_input, make_optimizers, train
 from training.losses import depth_losses, focal_loss, geometry_loss, grid_iou, occupancy_loss, silhouette_loss
 from training.muon import Muon
+from training.settings import StageConfig, load_config
 
 CONFIG = ModelConfig()
 DATA = DataConfig(cases=6, sensor=96)
