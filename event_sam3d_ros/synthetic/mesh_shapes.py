@@ -1,9 +1,9 @@
 """Users' meshes in the synthetic world: a mesh file becomes a `Shape`, as a procedural solid is one.
 
-The mesh is flooded from outside, the surface of what the flood does not reach is taken, and its distances are sampled on the
-shape's grid. So the shape is a clean solid whatever the mesh's triangles are like; parts thinner than about 1/60 of
-the object are lost, as procedural shapes have none. Colours of the file are not used: a random material, always the
-same for a file's name, covers the solid.
+The mesh is flooded from outside, the surface of what the flood does not reach is taken, and its distances are
+sampled on the shape's grid. So the shape is a clean solid whatever the mesh's triangles are like; parts thinner than
+about 1/60 of the object are lost, as procedural shapes have none. Colours of the file are not used: a random material,
+always the same for a file's name, covers the solid.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.meshes import flood_fill, read_mesh
@@ -32,8 +31,10 @@ Y_UP_ENDINGS = (".glb", ".obj")
 _SMOOTHING_CELLS = 1.0
 """Gaussian over the flooded cells before the surface between them is taken; half a cell of the shape's grid."""
 _LEVEL = 0.5
-_EXACT_WITHIN = 6.0
-"""Cells of the flooded grid; corners are less than one apart, so further away theirs is right to 1 in 100."""
+_EXACT_WITHIN = 4.0
+"""Cells of the flooded grid: two of the shape's."""
+_MARGIN_CELLS = 6
+"""Around the flooded grid, so that the shape's lies within it."""
 
 
 @lru_cache(maxsize=16)
@@ -49,7 +50,7 @@ def mesh_shape(path: Path, up: str | None = None, resolution: int = 64) -> Shape
     vertices, triangles = read_mesh(path)
     vertices = _z_up(vertices, up or ("y" if path.suffix.lower() in Y_UP_ENDINGS else "z"))
     fill, _, _ = flood_fill(vertices, triangles, str(path))
-    field = ndimage.gaussian_filter(fill, _SMOOTHING_CELLS)
+    field = ndimage.gaussian_filter(np.pad(fill, _MARGIN_CELLS), _SMOOTHING_CELLS)
     if not field.max() > _LEVEL:
         raise InputError(f"{path}: too thin everywhere; a solid needs parts thicker than 1/60 of it", reason="too_thin")
     # The isosurface takes the fastest axis as x.
@@ -58,7 +59,8 @@ def mesh_shape(path: Path, up: str | None = None, resolution: int = 64) -> Shape
     low, high = corners.min(axis=0), corners.max(axis=0)
     centre, cells = (low + high) / 2, float((high - low).max()) / LONGEST_SIDE  # of the field, per grid unit
     points = cell_centres(resolution).numpy().T * cells + centre
-    sdf = np.where(ndimage.map_coordinates(field, points.T, order=1) > _LEVEL, -1.0, 1.0) * _distance(surface, points)
+    inside = ndimage.map_coordinates(field, points.T, order=1) > _LEVEL
+    sdf = np.where(inside, -1.0, 1.0) * _distance(surface, field > _LEVEL, points)
     seed = zlib.crc32(path.name.encode())
     material = random_material(np.random.default_rng((seed, 0x3A7)))
     return Shape(
@@ -69,13 +71,15 @@ def mesh_shape(path: Path, up: str | None = None, resolution: int = 64) -> Shape
     )
 
 
-def _distance(surface: open3d.t.geometry.TriangleMesh, points: np.ndarray) -> np.ndarray:
-    """Distance (M,) of points (M, 3) to a fine surface: exact near it, further away that to its nearest corner."""
+def _distance(surface: open3d.t.geometry.TriangleMesh, solid: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Distance (M,) of points (M, 3) to the surface of the `solid` cells (R, R, R) bool, in cells: exact near it;
+    further away, where exactness costs seconds and nobody sees it, up to a cell too small."""
     import open3d
 
-    distance = cKDTree(surface.vertex.positions.numpy()).query(points)[0]
+    to_other = ndimage.distance_transform_edt(solid) + ndimage.distance_transform_edt(~solid)
+    distance = ndimage.map_coordinates(to_other, points.T, order=1, mode="nearest") - 1.0
     near = np.flatnonzero(distance < _EXACT_WITHIN)
-    scene = open3d.t.geometry.RaycastingScene()
+    scene = open3d.t.geometry.RaycastingScene(nthreads=1)
     scene.add_triangles(surface)
     distance[near] = scene.compute_distance(open3d.core.Tensor(points[near].astype(np.float32)), nthreads=1).numpy()
     return distance
