@@ -1,8 +1,8 @@
 """An event camera's pixels: every crossing of a contrast threshold of the log intensity is an event.
 
 Follows ESIM (Rebecq et al., "ESIM: an Open Event Camera Simulator", CoRL 2018): intensity is linear in log between two
-images, so that crossings get their own times; threshold mismatch, refractory period, leak and shot noise follow v2e (Hu
-et al., "v2e: From Video Frames to Realistic DVS Events", CVPRW 2021).
+images, so that crossings get their own times; threshold mismatch, refractory period, leak and shot noise, and the
+photoreceptor's bandwidth follow v2e (Hu et al., "v2e: From Video Frames to Realistic DVS Events", CVPRW 2021).
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from event_sam3d_ros.events.events import Events, concatenate
 
 @dataclass(frozen=True)
 class EventCameraParameters:
-    """Contrast thresholds in natural-log units, times in microseconds, rates in hertz per pixel."""
+    """Contrast thresholds in natural-log units, times in microseconds, rates in hertz per pixel.
+
+    cutoff_hz: corner frequency of the photoreceptors' low pass in full light, 0 = none. hot_pixel_share of the pixels
+    fire at hot_pixel_rate_hz, bright events alone.
+    """
 
     threshold_on: float = 0.22
     threshold_off: float = 0.22
@@ -25,10 +29,16 @@ class EventCameraParameters:
     refractory_us: float = 300.0
     leak_rate_hz: float = 0.05
     shot_noise_rate_hz: float = 0.1
+    cutoff_hz: float = 0.0
+    hot_pixel_share: float = 0.0
+    hot_pixel_rate_hz: float = 100.0
 
 
 LOG_OFFSET = 0.02
 """Added to linear intensity before the logarithm: the photoreceptor's dark current."""
+
+# v2e: a photoreceptor in the dark has 20/275 of its bandwidth in full light, and gains linearly with intensity.
+_DARK_BANDWIDTH = 20.0 / 275.0
 
 
 def log_intensity(linear_rgb: np.ndarray) -> np.ndarray:
@@ -47,6 +57,10 @@ class EventSimulator:
         mismatch = rng.standard_normal((2, pixels), dtype=np.float32) * np.float32(sigma)
         self._on = np.maximum(parameters.threshold_on + mismatch[0], np.float32(0.05))
         self._off = np.maximum(parameters.threshold_off + mismatch[1], np.float32(0.05))
+        self._hot = np.zeros(0, np.int64)
+        if parameters.hot_pixel_share > 0:
+            self._hot = np.flatnonzero(rng.random(pixels) < parameters.hot_pixel_share)
+        self._light: np.ndarray | None = None  # the log image before the photoreceptors' low pass
         self._last: np.ndarray | None = None
         self._last_t = 0
         self._reference = np.zeros(pixels, np.float32)
@@ -67,7 +81,7 @@ class EventSimulator:
             # Each pixel is somewhere between its two thresholds, as after a long time of looking at the scene.
             phase = self._rng.random(image.size, dtype=np.float32)
             self._reference = image + self._off - phase * (self._on + self._off)
-            self._last, self._last_t = image, t_us
+            self._light, self._last, self._last_t = image, image, t_us
             return Events.empty()
         if t_us <= self._last_t:
             raise InputError(
@@ -75,8 +89,11 @@ class EventSimulator:
                 reason="backward_time",
             )
         span = t_us - self._last_t
+        self._light, image = image, self._low_passed(image, span)
         self._reference -= self._on * np.float32(self._parameters.leak_rate_hz * span * 1e-6)
         parts = [*self._crossings(image, span), self._shot_noise(span)]
+        if len(self._hot):
+            parts.append(self._hot_pixels(span))
         t, pixel, polarity = (np.concatenate(column) for column in zip(*parts, strict=True))
         t = np.minimum(np.floor(t).astype(np.int64), span - 1) + self._last_t
         order = np.argsort(t, kind="stable")
@@ -87,6 +104,21 @@ class EventSimulator:
     def run(self, log_images: np.ndarray, times_us: np.ndarray) -> Events:
         """`step` over images (N, H, W) at times (N,)."""
         return concatenate([self.step(image, int(t)) for image, t in zip(log_images, times_us, strict=True)])
+
+    def _low_passed(self, light: np.ndarray, span: int) -> np.ndarray:
+        """What the photoreceptors answer `span` us later, where the log image has come linearly to `light`.
+
+        Exact for a first-order low pass whose time constant, which depends on the intensity, is constant meanwhile: the
+        answer does not depend on the length of the steps, as v2e's does.
+        """
+        if self._parameters.cutoff_hz <= 0:
+            return light
+        assert self._light is not None and self._last is not None
+        intensity = np.exp(0.5 * (light + self._light)) - np.float32(LOG_OFFSET)
+        bandwidth = _DARK_BANDWIDTH + (1 - _DARK_BANDWIDTH) * np.clip(intensity, 0, 1)
+        steps = (2e-6 * np.pi * self._parameters.cutoff_hz * span) * bandwidth  # time constants that have passed
+        lag = (light - self._light) / steps  # of the answer behind a ramp of this slope
+        return (light - lag + (self._last - self._light + lag) * np.exp(-steps)).astype(np.float32)
 
     def _crossings(self, image: np.ndarray, span: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Time since the last image, flat pixel and polarity of threshold crossings; one entry per repetition."""
@@ -118,3 +150,8 @@ class EventSimulator:
         count = int(self._rng.poisson(rate))
         pixel = self._rng.integers(0, self._reference.size, count)
         return self._rng.random(count) * span, pixel, self._rng.random(count) < 0.5
+
+    def _hot_pixels(self, span: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        count = int(self._rng.poisson(self._parameters.hot_pixel_rate_hz * len(self._hot) * span * 1e-6))
+        pixel = self._rng.choice(self._hot, count)
+        return self._rng.random(count) * span, pixel, np.ones(count, dtype=bool)

@@ -45,8 +45,8 @@ class Scene:
     image_noise: float
     event_camera: EventCameraParameters
 
-    def images(self, poses: Poses) -> Rendered:
-        """Sharp images of these poses."""
+    def images(self, poses: Poses, background: NDArray[np.float32] | None = None) -> Rendered:
+        """Sharp images of these poses, before the scene's own background or another one (N or 1, H, W, 3)."""
         return render(
             self.shape,
             poses.rotation,
@@ -56,10 +56,10 @@ class Scene:
             self.width,
             self.height,
             self.light,
-            self._background(poses.background_shift),
+            self.background_pictures(poses.background_shift) if background is None else background,
         )
 
-    def _background(self, shift: np.ndarray) -> NDArray[np.float32]:
+    def background_pictures(self, shift: np.ndarray) -> NDArray[np.float32]:
         """(N or 1, H, W, 3): the background's middle, moved by (N, 2) pixels; mirrored beyond its border."""
         high, wide = self.background.shape[1:]
         if (shift == shift[:1]).all():

@@ -6,19 +6,33 @@ follows from the seeds. `sequence` gives a recording of any length, frame by fra
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import tencode
 from event_sam3d_ros.synthetic.appearance import encode_gamma
 from event_sam3d_ros.synthetic.event_simulator import EventSimulator, log_intensity
+from event_sam3d_ros.synthetic.motion import (
+    EXPOSURE_US,
+    FASTEST_SHARE,
+    Trajectory,
+    circle_in_view,
+    circle_through_case,
+    path_lengths,
+    random_glide,
+    random_wander,
+    shake_in_view,
+    shake_through_case,
+    walked_pixels,
+)
+from event_sam3d_ros.synthetic.occluder import Flyer, flyer_in_case, flyer_in_recording, seen_alone
+from event_sam3d_ros.synthetic.options import DEFAULT_WORLD, WorldOptions
 from event_sam3d_ros.synthetic.scene import (
     SENSOR_HEIGHT,
     SENSOR_WIDTH,
@@ -29,7 +43,7 @@ from event_sam3d_ros.synthetic.scene import (
     random_placement,
 )
 from event_sam3d_ros.synthetic.sensing import degrade_mask, exposure_weights, noisy_depth
-from event_sam3d_ros.synthetic.shapes import Shape, random_shape
+from event_sam3d_ros.synthetic.shapes import Shape
 
 HELD_OUT_OBJECT_SEEDS = range(200)
 """Objects that no training may see; training takes seeds from FIRST_TRAINING_OBJECT_SEED on."""
@@ -38,16 +52,10 @@ FIRST_TRAINING_OBJECT_SEED = 1_000_000
 TIERS = {"still": (0.0, 0.0), "easy": (0.03, 0.06), "medium": (0.08, 0.13), "hard": (0.16, 0.25)}
 """Motion of the object's centre during the exposure, as a share of its crop's side."""
 
-EXPOSURE_US = 30_000
 WINDOW_US = 50_000
 FRAME_RATE_HZ = 30
 STAMP_US = 1_000_000
 """Mid-exposure of a case's frame and of a recording's first one on the sensor's clock."""
-
-# The fastest tier's share of motion goes with this much rotation and change of depth during the exposure.
-_FASTEST = 0.25
-_MAX_ROTATION = np.deg2rad(35.0)
-_MAX_DEPTH_CHANGE = 0.15
 
 
 @dataclass(frozen=True)
@@ -55,10 +63,11 @@ class Frame:
     """One frame of one object with the truth at its stamp. Images are (H, W, ...); the camera frame is the optical
     frame, in metres.
 
-    sharp, blurry: uint8 RGB. events: times in us. mask: uint8 0/1, true at the stamp. degraded_mask: uint8 0/1, as
-    found on the blurred frame. depth: float32 metres, noisy, 0 = hole. K (3, 3), rotation (3, 3) object -> camera,
-    position (3,): the object's centre, size (3,): along the object's axes; all float64, at the stamp. scale: metres per
-    grid unit of `shape`. motion_share: path of the centre's image during the exposure over the crop side of the mask.
+    sharp, blurry: uint8 RGB. events: times in us. mask: uint8 0/1, true at the stamp, what is visible; in recordings it
+    is empty where another object hides this one. degraded_mask: uint8 0/1, as found on the blurred frame. depth:
+    float32 metres, noisy, 0 = hole. K (3, 3), rotation (3, 3) object -> camera, position (3,): the object's centre,
+    size (3,): along the object's axes; all float64, at the stamp. scale: metres per grid unit of `shape`. motion_share:
+    path of the centre's image during the exposure over the crop side of the whole object's mask.
     """
 
     sharp: NDArray[np.uint8]
@@ -85,57 +94,6 @@ class Case(Frame):
     event_image: NDArray[np.uint8]
 
 
-class _Trajectory(Protocol):
-    def poses(self, start: Placement, times_us: np.ndarray) -> Poses:
-        """Poses at times (N,) in us relative to STAMP_US; `start` is the pose there, or the middle of all poses."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Glide:
-    """Motion around the stamp; velocities are per exposure.
-
-    pixel_velocity (2,) and pixel_bend (2,) pixels: centre = pixel + velocity s + bend s^2 with s in exposures;
-    rotation_velocity (3,) radians, camera frame; depth_change: relative; background_velocity (2,) pixels.
-    """
-
-    pixel_velocity: np.ndarray
-    pixel_bend: np.ndarray
-    rotation_velocity: np.ndarray
-    depth_change: float
-    background_velocity: np.ndarray
-
-    def poses(self, start: Placement, times_us: np.ndarray) -> Poses:
-        s = (np.asarray(times_us, dtype=np.float64) / EXPOSURE_US)[:, None]
-        pixel = start.pixel + self.pixel_velocity * s + self.pixel_bend * s**2
-        turned = Rotation.from_rotvec(self.rotation_velocity * s).as_matrix() @ start.rotation
-        depth = start.position[2] * (1 + self.depth_change * s[:, 0])
-        return Poses(turned, start.scene.unproject(pixel, depth), self.background_velocity * s)
-
-
-@dataclass(frozen=True)
-class _Wander:
-    """An endless smooth path: each quantity swings with its own frequency (hertz) and phase (radians).
-
-    pixel_swing (2,) pixels, turn_swing (3,) radians about the object's own axes, depth_swing relative; frequency and
-    phase (6,) of these six in order.
-    """
-
-    pixel_swing: np.ndarray
-    turn_swing: np.ndarray
-    depth_swing: float
-    frequency: np.ndarray
-    phase: np.ndarray
-
-    def poses(self, start: Placement, times_us: np.ndarray) -> Poses:
-        seconds = np.asarray(times_us, dtype=np.float64)[:, None] * 1e-6
-        swing = np.sin(2 * np.pi * self.frequency * seconds + self.phase)
-        pixel = start.pixel + self.pixel_swing * swing[:, :2]
-        turned = start.rotation @ Rotation.from_rotvec(self.turn_swing * swing[:, 2:5]).as_matrix()
-        depth = start.position[2] * (1 + self.depth_swing * swing[:, 5])
-        return Poses(turned, start.scene.unproject(pixel, depth), np.zeros((len(seconds), 2)))
-
-
 def _tier_share(tier: str | float, rng: np.random.Generator) -> float:
     fraction = float(rng.uniform(0.05, 0.92))  # off the ends: the true mask's crop differs a little from the estimate
     if isinstance(tier, str):
@@ -145,52 +103,14 @@ def _tier_share(tier: str | float, rng: np.random.Generator) -> float:
             )
         low, high = TIERS[tier]
         return low + fraction * (high - low)
-    if not 0 <= tier <= _FASTEST * 1.2:
-        raise InputError(f"share of motion {tier} is outside 0-{_FASTEST * 1.2:g}", reason="bad_tier")
+    if not 0 <= tier <= FASTEST_SHARE * 1.2:
+        raise InputError(f"share of motion {tier} is outside 0-{FASTEST_SHARE * 1.2:g}", reason="bad_tier")
     return float(tier)
-
-
-def _random_glide(rng: np.random.Generator, side: float, share: float) -> _Glide:
-    speed = share / _FASTEST
-    angle = rng.uniform(0, 2 * np.pi)
-    along = np.array([np.cos(angle), np.sin(angle)])
-    across = np.array([-along[1], along[0]])
-    axis = rng.normal(size=3)
-    turn = axis / np.linalg.norm(axis) * rng.uniform(0, _MAX_ROTATION) * min(1.0, speed)
-    drift = rng.normal(size=2) * 0.5 * (rng.random() < 0.35)
-    return _Glide(
-        pixel_velocity=along * share * side,
-        pixel_bend=across * share * side * rng.uniform(-0.25, 0.25),
-        rotation_velocity=turn,
-        depth_change=float(rng.uniform(-1, 1) * _MAX_DEPTH_CHANGE * min(1.0, speed)),
-        background_velocity=drift * share * side,
-    )
-
-
-def _random_wander(rng: np.random.Generator, start: Placement, speed: float) -> _Wander:
-    view = np.array([start.scene.width, start.scene.height])
-    pixel_swing = np.maximum(view / 2 - 0.65 * start.side, 0.05 * view)
-    # The two axes of a swing are never fastest together for long; 1.2 accounts for the times when they nearly are.
-    fastest = speed * start.side / (EXPOSURE_US * 1e-6) / 1.2
-    across = fastest / (2 * np.pi * pixel_swing[0])
-    turns = np.array([rng.uniform(0.3, 0.45), rng.uniform(0.3, 0.45), rng.uniform(0.4, 0.6)])
-    return _Wander(
-        pixel_swing=pixel_swing,
-        turn_swing=np.deg2rad([12.0, 12.0, 70.0]),
-        depth_swing=0.1,
-        frequency=np.array([across, across * rng.uniform(0.6, 0.8), *turns, rng.uniform(0.2, 0.35)]),
-        phase=rng.uniform(0, 2 * np.pi, 6),
-    )
-
-
-def _path_lengths(points: np.ndarray) -> np.ndarray:
-    """Lengths (...,) of the polylines through points (N, ..., 2) along the first axis."""
-    return np.linalg.norm(np.diff(points, axis=0), axis=-1).sum(axis=0)
 
 
 def _sub_frame_count(scene: Scene, poses: Poses, longest_step: float, least: int) -> int:
     """An odd number of sub-frames such that no surface point moves more than `longest_step` pixels between two."""
-    return 2 * int(np.ceil(max(_path_lengths(scene.surface_pixels(poses)).max() / longest_step, least - 1) / 2)) + 1
+    return 2 * int(np.ceil(max(path_lengths(scene.surface_pixels(poses)).max() / longest_step, least - 1) / 2)) + 1
 
 
 def _photo(linear: NDArray[np.float32], noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -202,57 +122,71 @@ def _photo(linear: NDArray[np.float32], noise: float, rng: np.random.Generator) 
     return image
 
 
-def _take_frame(
-    start: Placement,
-    path: _Trajectory,
-    times_us: NDArray[np.int64],
-    stamp_us: int,
-    simulator: EventSimulator,
-    seen_first: bool,
-    rng: np.random.Generator,
-) -> Frame:
-    """The frame at `stamp_us`, which must be one of the rising `times_us` (N,) of its sub-frames, and the events
-    between these; `seen_first`: the simulator has seen the first of them before."""
-    scene = start.scene
-    images = scene.images(path.poses(start, times_us - STAMP_US))
-    middle = int(np.searchsorted(times_us, stamp_us))
-    weights = exposure_weights(times_us, stamp_us - EXPOSURE_US / 2, stamp_us + EXPOSURE_US / 2)
-    blurred = np.tensordot(weights, images.rgb, axes=1)
-    blurred_alpha = np.tensordot(weights, images.alpha, axes=1)
-    first = int(seen_first)
-    events = simulator.run(log_intensity(images.rgb[first:]), times_us[first:])
-    mask = images.alpha[middle] > 0.5
-    true_depth = np.where(mask, images.depth[middle], scene.background_depth)
-    exposure = stamp_us - STAMP_US + np.linspace(-EXPOSURE_US / 2, EXPOSURE_US / 2, 31)
-    walked = _path_lengths(scene.project(path.poses(start, exposure).position))
-    pose = path.poses(start, np.array([stamp_us - STAMP_US]))
-    return Frame(
-        sharp=_photo(images.rgb[middle], scene.image_noise, rng),
-        blurry=_photo(blurred, scene.image_noise, rng),
-        events=events,
-        mask=mask.astype(np.uint8),
-        degraded_mask=degrade_mask(blurred_alpha, rng).astype(np.uint8),
-        depth=noisy_depth(true_depth, rng),
-        K=scene.K,
-        rotation=pose.rotation[0],
-        position=pose.position[0],
-        size=scene.shape.extent * scene.scale,
-        scale=scene.scale,
-        shape=scene.shape,
-        stamp_us=stamp_us,
-        exposure_us=EXPOSURE_US,
-        motion_share=float(walked) / crop_side(mask),
-    )
+@dataclass(frozen=True)
+class _Play:
+    """What happens before the cameras: the object with its path, and another one that may fly by."""
+
+    start: Placement
+    path: Trajectory
+    flyer: Flyer | None
+
+    def frame(
+        self,
+        times_us: NDArray[np.int64],
+        stamp_us: int,
+        simulator: EventSimulator,
+        seen_first: bool,
+        rng: np.random.Generator,
+    ) -> Frame:
+        """The frame at `stamp_us`, which must be one of the rising `times_us` (N,) of its sub-frames, and the events
+        between these; `seen_first`: the simulator has seen the first of them before."""
+        start, path, scene = self.start, self.path, self.start.scene
+        times = times_us - STAMP_US
+        poses = path.poses(start, times)
+        images = self.flyer.seen(start, poses, times) if self.flyer else seen_alone(start, poses)
+        middle = int(np.searchsorted(times_us, stamp_us))
+        weights = exposure_weights(times_us, stamp_us - EXPOSURE_US / 2, stamp_us + EXPOSURE_US / 2)
+        blurred = np.tensordot(weights, images.rgb, axes=1)
+        blurred_alpha = np.tensordot(weights, images.alpha, axes=1)
+        first = int(seen_first)
+        events = simulator.run(log_intensity(images.rgb[first:]), times_us[first:])
+        mask = images.alpha[middle] > 0.5
+        behind = np.minimum(images.others[middle], scene.background_depth)
+        true_depth = np.where(mask, images.depth[middle], behind)
+        pose = path.poses(start, np.array([stamp_us - STAMP_US]))
+        hidden = self.flyer is not None and not blurred_alpha.any()
+        return Frame(
+            sharp=_photo(images.rgb[middle], scene.image_noise, rng),
+            blurry=_photo(blurred, scene.image_noise, rng),
+            events=events,
+            mask=mask.astype(np.uint8),
+            degraded_mask=(mask if hidden else degrade_mask(blurred_alpha, rng)).astype(np.uint8),
+            depth=noisy_depth(true_depth, rng),
+            K=scene.K,
+            rotation=pose.rotation[0],
+            position=pose.position[0],
+            size=scene.shape.extent * scene.scale,
+            scale=scene.scale,
+            shape=scene.shape,
+            stamp_us=stamp_us,
+            exposure_us=EXPOSURE_US,
+            motion_share=walked_pixels(start, path, stamp_us - STAMP_US) / crop_side(images.whole[middle] > 0.5),
+        )
+
+    def sub_frame_times(self, begin: int, stamp: int, end: int, step: float, least: int) -> NDArray[np.int64]:
+        """Times (N,) us from `begin` to `end` with `stamp` among them; `step`, `least` as in `_sub_frame_count`."""
+        probe = np.linspace(begin, end, 7) - STAMP_US
+        half = _sub_frame_count(self.start.scene, self.path.poses(self.start, probe), step, least) // 2
+        if self.flyer:
+            flyer = self.flyer.start
+            half = max(half, _sub_frame_count(flyer.scene, self.flyer.path.poses(flyer, probe), step, least) // 2)
+        times = np.concatenate([np.linspace(begin, stamp, half + 1), np.linspace(stamp, end, half + 1)[1:]])
+        return np.rint(times).astype(np.int64)
 
 
-def _sub_frame_times(
-    start: Placement, path: _Trajectory, begin: int, stamp: int, end: int, step: float, least: int
-) -> NDArray[np.int64]:
-    """Times (N,) us from `begin` to `end` with `stamp` among them; `step`, `least` as in `_sub_frame_count`."""
-    probe = path.poses(start, np.linspace(begin, end, 7) - STAMP_US)
-    half = _sub_frame_count(start.scene, probe, step, least) // 2
-    times = np.concatenate([np.linspace(begin, stamp, half + 1), np.linspace(stamp, end, half + 1)[1:]])
-    return np.rint(times).astype(np.int64)
+def _with_camera_of(options: WorldOptions, start: Placement) -> Placement:
+    scene = replace(start.scene, event_camera=options.event_camera(start.scene.event_camera))
+    return replace(start, scene=scene)
 
 
 def make_case(
@@ -262,6 +196,7 @@ def make_case(
     width: int = SENSOR_WIDTH,
     height: int = SENSOR_HEIGHT,
     pixels_per_sub_frame: float = 1.0,
+    options: WorldOptions = DEFAULT_WORLD,
 ) -> Case:
     """The case of these seeds.
 
@@ -269,17 +204,48 @@ def make_case(
     same object has the same size in all cases. pixels_per_sub_frame: larger is faster and coarser; keep 1 to evaluate.
     Raises InputError (`bad_tier`) for a tier of another name or a share outside 0-0.3.
     """
-    shape = random_shape(object_seed)
-    rng = np.random.default_rng((object_seed, motion_seed, 0xCA5E))
+    return case_of(options.shape(object_seed), motion_seed, tier, width, height, pixels_per_sub_frame, options)
+
+
+def case_of(
+    shape: Shape,
+    motion_seed: int,
+    tier: str | float,
+    width: int = SENSOR_WIDTH,
+    height: int = SENSOR_HEIGHT,
+    pixels_per_sub_frame: float = 1.0,
+    options: WorldOptions = DEFAULT_WORLD,
+) -> Case:
+    """The case of a shape, which need not be one of the world's own; else as `make_case`."""
+    rng = np.random.default_rng((shape.seed, motion_seed, 0xCA5E))
+    others = np.random.default_rng((shape.seed, motion_seed, 0x0CC1))  # choices that the default world does not make
     share = _tier_share(tier, rng)
     start = random_placement(shape, rng, width, height, reach=share, background_margin=2 * share)
-    path = _random_glide(rng, start.side, share)
+    start = _with_camera_of(options, start)
+    motion = options.motion_of(others)
+    if motion == "circle":
+        path = circle_through_case(rng, start, share)
+    elif motion == "camera":
+        path = shake_through_case(rng, start, share)
+    else:
+        path = random_glide(rng, start.side, share)
+    flyer = None
+    if others.random() < options.occluded:
+        flyer = flyer_in_case(options.shape(_other_seed(shape, others)), others, start, share)
+    play = _Play(start, path, flyer)
     begin, end = STAMP_US - WINDOW_US // 2, STAMP_US + WINDOW_US // 2
     least = 5 if share == 0 else 11
-    times = _sub_frame_times(start, path, begin, STAMP_US, end, pixels_per_sub_frame, least)
+    times = play.sub_frame_times(begin, STAMP_US, end, pixels_per_sub_frame, least)
     simulator = EventSimulator(height, width, start.scene.event_camera, rng)
-    frame = _take_frame(start, path, times, STAMP_US, simulator, False, rng)
+    frame = play.frame(times, STAMP_US, simulator, False, rng)
     return Case(**vars(frame), event_image=tencode(frame.events, begin, end, width, height))
+
+
+def _other_seed(shape: Shape, rng: np.random.Generator) -> int:
+    """Seed of a second object; held-out objects stay among themselves, so that no training sees one."""
+    if shape.seed in HELD_OUT_OBJECT_SEEDS:
+        return int(rng.integers(len(HELD_OUT_OBJECT_SEEDS)))
+    return FIRST_TRAINING_OBJECT_SEED + int(rng.integers(1_000_000))
 
 
 def sequence(
@@ -289,8 +255,11 @@ def sequence(
     width: int = SENSOR_WIDTH,
     height: int = SENSOR_HEIGHT,
     speed: float = 0.2,
+    pixels_per_sub_frame: float = 1.0,
+    options: WorldOptions = DEFAULT_WORLD,
 ) -> Iterator[Frame]:
-    """A continuous recording: frames at 30 Hz of an object that swings about before a camera at rest.
+    """A continuous recording: frames at 30 Hz of an object that swings about before a camera at rest, or as `options`
+    say; endless where `duration_s` is infinite.
 
     speed: the largest motion of the centre during an exposure in crop sides; the object slows down where it turns. It
     stays in view. A frame's `events` are those from the middle between it and the frame before to the middle between it
@@ -298,14 +267,32 @@ def sequence(
     event camera's state, so recordings may be long.
     """
     rng = np.random.default_rng((object_seed, motion_seed, 0x5E9))
-    # A reach without bounds puts the object into the middle of the view.
-    start = random_placement(random_shape(object_seed), rng, width, height, reach=np.inf, background_margin=0.0)
-    path = _random_wander(rng, start, speed)
+    others = np.random.default_rng((object_seed, motion_seed, 0x0CC1))
+    shape = options.shape(object_seed)
+    motion = options.motion_of(others)
+    # A reach without bounds puts the object into the middle of the view. A camera that moves sees more background.
+    margin = 1.0 if motion == "camera" else 0.0
+    start = random_placement(shape, rng, width, height, reach=np.inf, background_margin=margin)
+    start = _with_camera_of(options, start)
+    path: Trajectory
+    if motion == "circle":
+        path = circle_in_view(rng, start, speed)
+    elif motion == "camera":
+        path = shake_in_view(rng, start, speed)
+    else:
+        path = random_wander(rng, start, speed)
+    flyer = None
+    if others.random() < options.occluded:
+        flyer = flyer_in_recording(options.shape(_other_seed(shape, others)), others, start)
+    play = _Play(start, path, flyer)
     simulator = EventSimulator(height, width, start.scene.event_camera, rng)
-    count = round(duration_s * FRAME_RATE_HZ)
-    stamps = STAMP_US + np.rint(np.arange(-1, count + 1) * 1e6 / FRAME_RATE_HZ).astype(np.int64)
-    borders = (stamps[1:] + stamps[:-1]) // 2
-    for i in range(count):
-        begin, stamp, end = int(borders[i]), int(stamps[i + 1]), int(borders[i + 1])
-        times = _sub_frame_times(start, path, begin, stamp, end, step=1.0, least=7)
-        yield _take_frame(start, path, times, stamp, simulator, i > 0, rng)
+    numbers = itertools.count() if np.isinf(duration_s) else range(round(duration_s * FRAME_RATE_HZ))
+    for i in numbers:
+        before, stamp, after = (_stamp_us(number) for number in (i - 1, i, i + 1))
+        begin, end = (before + stamp) // 2, (stamp + after) // 2
+        times = play.sub_frame_times(begin, stamp, end, pixels_per_sub_frame, least=7)
+        yield play.frame(times, stamp, simulator, i > 0, rng)
+
+
+def _stamp_us(number: int) -> int:
+    return STAMP_US + round(number * 1e6 / FRAME_RATE_HZ)
