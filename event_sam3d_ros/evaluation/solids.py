@@ -20,6 +20,7 @@ from scipy.spatial.distance import pdist
 from scipy.spatial.transform import Rotation
 
 from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.meshes import flood_fill, read_mesh, to_cells
 from event_sam3d_ros.sam3d.layout import object_rotation
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating]
 
 RESOLUTION = 64  # cells along a solid's cube
-MESH_RESOLUTION = 128  # cells along the grid in which a mesh is flooded
 DIAMETER_DIRECTIONS = 300
-MIN_CLOSED_SHARE = 0.5  # of the mesh's surface must have an inside
 SURFACE_POINTS = 10_000
 COARSE_POINTS = 2_000
 SMOOTHING_CELLS = 1.0  # Gaussian that turns the staircase of cells into a surface
@@ -115,11 +114,11 @@ class Solid:
 
     @classmethod
     def from_mesh(cls, path: str | Path, rotation: Floats, position: Floats) -> Solid:
-        """The true solid of a mesh file (PLY, OBJ and what else open3d reads; metres, z up) whose point x lies at
+        """The true solid of a mesh file (GLB, OBJ, OFF, PLY, STL; metres, z up) whose point x lies at
         ``rotation @ x + position`` in the camera frame. Made solid by flood fill from outside; InputError with reason
         ``not_watertight`` where the flood gets in."""
-        vertices, faces = _read_mesh(path)
-        fill, centre, side = _flood_fill(vertices, faces, str(path))
+        vertices, faces = read_mesh(path)
+        fill, centre, side = flood_fill(vertices, faces, str(path))
         position = np.asarray(position, dtype=float) + np.asarray(rotation, dtype=float) @ centre
         return cls._from_grid(fill, 0.5, side, rotation, position)
 
@@ -130,7 +129,7 @@ class Solid:
         outside = float(np.min(field)) - 1.0
 
         def inside(points: Floats) -> NDArray[np.bool_]:
-            cells = _to_cells((points - position) @ rotation / side, len(field))
+            cells = to_cells((points - position) @ rotation / side, len(field))
             return ndimage.map_coordinates(field, cells.T, order=1, cval=outside) > level
 
         corners = np.argwhere(field > level).astype(float)
@@ -213,11 +212,6 @@ class Solid:
         return self.occupancy[x, y, z] & within
 
 
-def _to_cells(points: Floats, resolution: int) -> Floats:
-    """Points in cube sides -> continuous cell indices (0 = centre of the first cell)."""
-    return (points + 0.5) * resolution - 0.5
-
-
 def sample_surface(occupancy: NDArray[np.bool_], count: int) -> Floats:
     """``count`` points on the surface of an occupancy (R, R, R), object frame in cube sides.
 
@@ -258,44 +252,3 @@ def _gradient(field: Floats, cells: NDArray[np.integer]) -> Floats:
         ],
         axis=1,
     ).astype(float)
-
-
-def _read_mesh(path: str | Path) -> tuple[Floats, NDArray[np.integer]]:
-    import open3d  # heavy, and needed for meshes alone
-
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such mesh file", reason="missing_file")
-    mesh = open3d.io.read_triangle_mesh(Path(path))
-    vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.triangles)
-    if not len(faces) or not np.isfinite(vertices).all():
-        raise InputError(f"{path}: no triangles could be read; give a PLY or OBJ triangle mesh", reason="bad_mesh")
-    return vertices, faces
-
-
-def _flood_fill(vertices: Floats, faces: NDArray[np.integer], name: str) -> tuple[Floats, Floats, float]:
-    """Share of each cell that is solid ((128,) * 3; cells cut by the surface count half), the cube's centre and its
-    side."""
-    low, high = vertices[faces].min((0, 1)), vertices[faces].max((0, 1))
-    centre, side = (low + high) / 2, float(np.max(high - low)) * MESH_RESOLUTION / (MESH_RESOLUTION - 4)
-    shell = np.zeros((MESH_RESOLUTION,) * 3, dtype=bool)
-    cells = _to_cells((vertices - centre) / side, MESH_RESOLUTION)
-    shell[tuple(np.rint(_cover(cells[faces])).astype(int).T)] = True
-    outside, _ = ndimage.label(~shell)
-    interior = ~shell & (outside != outside[0, 0, 0])
-    # where a hole let the flood in, the shell encloses nothing, apart from pockets between close surfaces
-    closed = shell & ndimage.binary_dilation(interior, np.ones((3, 3, 3)))
-    if closed.sum() < MIN_CLOSED_SHARE * shell.sum():
-        raise InputError(f"{name}: not watertight, its inside cannot be told; close its holes", reason="not_watertight")
-    return (interior + 0.5 * shell).astype(np.float32), centre, side
-
-
-def _cover(triangles: Floats) -> Floats:
-    """Points (M, 3) that cover the triangles (N, 3, 3), at most half a unit apart along their edges."""
-    edges = triangles - np.roll(triangles, 1, axis=1)
-    steps = np.ceil(2.0 * np.linalg.norm(edges, axis=2).max(1)).astype(int) + 1
-    points = []
-    for n in np.unique(steps):
-        i, j = (grid[np.add(*np.indices((n + 1, n + 1))) <= n] for grid in np.indices((n + 1, n + 1)))
-        weights = np.stack([i, j, n - i - j], axis=1) / n
-        points.append(np.einsum("wc,ncx->nwx", weights, triangles[steps == n]).reshape(-1, 3))
-    return np.concatenate(points)

@@ -8,7 +8,8 @@ from scipy.spatial.transform import Rotation
 
 from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.evaluation.metrics import shape_metrics
-from event_sam3d_ros.evaluation.solids import MESH_RESOLUTION, Solid, sample_surface
+from event_sam3d_ros.evaluation.solids import Solid, sample_surface
+from event_sam3d_ros.meshes import MESH_RESOLUTION, read_mesh
 
 POSE = Rotation.from_euler("xyz", [110, 20, 5], degrees=True).as_matrix()
 POSITION = np.array([0.1, -0.05, 0.8])
@@ -123,19 +124,16 @@ def test_missing_and_empty_mesh_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["common3d_spot.obj", "trimesh_torus.STL", "trimesh_fuze.obj"])
 def test_flooded_volume_of_real_meshes_is_the_signed_volume(test_data, name):
-    import open3d
-
     path = test_data / "meshes" / name
-    mesh = open3d.io.read_triangle_mesh(path)
-    a, b, c = np.moveaxis(np.asarray(mesh.vertices)[np.asarray(mesh.triangles)], 1, 0)
+    vertices, triangles = read_mesh(path)
+    a, b, c = np.moveaxis(vertices[triangles], 1, 0)
     volume = abs(np.einsum("ij,ij->", a, np.cross(b, c))) / 6
     assert Solid.from_mesh(path, POSE, POSITION + [0, 0, 100]).volume == pytest.approx(volume, rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["common3d_teapot.obj", "common3d_suzanne.obj"])
-def test_real_meshes_with_holes_are_refused(test_data, name):
+def test_a_real_mesh_with_holes_is_refused(test_data):
     with pytest.raises(InputError, match="not watertight"):
-        Solid.from_mesh(test_data / "meshes" / name, POSE, POSITION)
+        Solid.from_mesh(test_data / "meshes" / "common3d_teapot.obj", POSE, POSITION)
 
 
 def test_reconstruction_becomes_a_solid(hammer):
