@@ -28,6 +28,7 @@ from event_sam3d_ros.synthetic.world import FIRST_TRAINING_OBJECT_SEED, Case, ma
 from training.augmentations import AugmentationConfig, augment
 
 MOTIONS = ("easy", "medium", "hard", "hard", "still")
+SEVERITIES = ("still", "easy", "medium", "hard")
 CASES_PER_OBJECT = 2
 PIXELS_PER_SUB_FRAME = 2.0  # coarser than evaluation's: blur and events at a 64 pixel crop hardly tell the difference
 CHUNK = 64
@@ -37,11 +38,16 @@ TRUTH = ("true_occupancy", "true_up", "degraded_occupancy", "degraded_up")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """``cases`` on windows of ``sensor`` x ``sensor`` pixels; ``first_seed``: object seed of the first case."""
+    """``cases`` on windows of ``sensor`` x ``sensor`` pixels; ``first_seed``: object seed of the first case.
+
+    ``stream``: nothing is stored; each stage renders new cases by ``workers`` processes while it trains.
+    """
 
     cases: int = 10944
     sensor: int = 112
     first_seed: int = FIRST_TRAINING_OBJECT_SEED
+    stream: bool = False
+    workers: int = 2
 
 
 def fields(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -169,10 +175,11 @@ def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) ->
 def _render_chunk(job: tuple[int, int, DataConfig, ModelConfig]) -> tuple[int, list[dict[str, npt.NDArray]]]:
     start, count, data, config = job
     torch.set_num_threads(1)
-    return start, [_render_one(start + i, data, config) for i in range(count)]
+    return start, [render_case(start + i, data, config) for i in range(count)]
 
 
-def _render_one(index: int, data: DataConfig, config: ModelConfig) -> dict[str, npt.NDArray]:
+def render_case(index: int, data: DataConfig, config: ModelConfig) -> dict[str, npt.NDArray]:
+    """The sample of case ``index``, one row of each field."""
     seed, tier = data.first_seed + index // CASES_PER_OBJECT, MOTIONS[index % len(MOTIONS)]
     for attempt in range(5):  # a rare case may leave the small sensor or shrink to nothing: another motion then
         case = make_case(
@@ -196,15 +203,18 @@ class Batches:
         seed: int,
         cases: int,
         augmentation: AugmentationConfig | None = None,
+        validation: int = 0,
+        curriculum: int = 0,
     ) -> None:
-        """``cases``: how many of the folder's first cases to use; InputError if they are not rendered yet."""
+        """``cases``: how many of the folder's first cases to use, and ``validation`` of those after them, held out;
+        InputError if they are not rendered yet. ``curriculum``: steps over which faster motion joins in."""
         progress = json.loads((folder / "progress.json").read_text())
-        missing = [start for start in range(0, cases, CHUNK) if start not in set(progress["done"])]
-        if missing or cases > progress["cases"]:
+        missing = [start for start in range(0, cases + validation, CHUNK) if start not in set(progress["done"])]
+        if missing or cases + validation > progress["cases"]:
             raise InputError(
                 f"{folder} lacks cases from {min(missing, default=progress['cases'])} on: render them first"
             )
-        self.rows = np.arange(cases)
+        self.rows, self.curriculum = np.arange(cases), curriculum
         self.stores = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields(config)}
         self.names = frozenset(self.stores)
         self.grid = config.direct.resolution
@@ -212,21 +222,38 @@ class Batches:
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """The batch of a step: the same for the same seed, so that a resumed run goes on exactly."""
-        return self.draw(self.batch_size, np.random.default_rng([self.seed, step]))
+        return self.draw(self.batch_size, np.random.default_rng([self.seed, step]), self.allowed(step))
 
-    def draw(self, count: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """``count`` different samples."""
-        rows = np.sort(rng.choice(self.rows, count, replace=False))
-        batch = {name: self._tensor(name, store[rows]) for name, store in self.stores.items()}
-        return augment(batch, rng, self.augmentation)
+    def allowed(self, step: int) -> npt.NDArray[np.int64]:
+        """The rows that a step may draw: under a curriculum still and slow cases first, then ever faster ones."""
+        if step >= self.curriculum:
+            return self.rows
+        slow = SEVERITIES[: 2 + (len(SEVERITIES) - 2) * step // self.curriculum]
+        return self.rows[np.isin(np.array(MOTIONS)[self.rows % len(MOTIONS)], slow)]
 
-    def _tensor(self, name: str, values: npt.NDArray) -> Tensor:
-        if name.endswith("occupancy"):
-            bits = np.unpackbits(values, axis=1)
-            return torch.from_numpy(bits.reshape(-1, self.grid, self.grid, self.grid)).float()
-        if name.endswith("up"):
-            return torch.from_numpy(np.ascontiguousarray(values))
-        return picture_tensor(values)
+    def draw(
+        self, count: int, rng: np.random.Generator, rows: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, Tensor]:
+        """``count`` different samples, from these rows or all."""
+        drawn = np.sort(rng.choice(self.rows if rows is None else rows, count, replace=False))
+        return augment(self._read(drawn), rng, self.augmentation)
+
+    def held_out(self, number: int) -> dict[str, Tensor]:
+        """Batch ``number`` of the held-out cases, which no step draws, as they are."""
+        return self._read(len(self.rows) + np.arange(number * self.batch_size, (number + 1) * self.batch_size))
+
+    def _read(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        return {name: to_tensor(name, store[rows], self.grid) for name, store in self.stores.items()}
+
+
+def to_tensor(name: str, values: npt.NDArray, grid: int) -> Tensor:
+    """The stored values (B, ...) of the field ``name`` as what the network takes or learns, float32."""
+    if name.endswith("occupancy"):
+        bits = np.unpackbits(values, axis=1)
+        return torch.from_numpy(bits.reshape(-1, grid, grid, grid)).float()
+    if name.endswith("up"):
+        return torch.from_numpy(np.ascontiguousarray(values))
+    return picture_tensor(values)
 
 
 def picture_tensor(values: npt.NDArray[np.uint8]) -> Tensor:

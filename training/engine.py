@@ -302,10 +302,10 @@ def make_optimizers(trained: Sequence[nn.Module], stage: StageConfig) -> list[to
     ]
     chosen = {id(matrix) for matrix in matrices}
     others = [p for module in trained for p in module.parameters() if id(p) not in chosen]
-    return [
-        Muon(matrices, lr=stage.matrix_learning_rate, weight_decay=stage.weight_decay / 2),
-        torch.optim.AdamW(others, lr=stage.learning_rate, weight_decay=stage.weight_decay),
-    ]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, lr=stage.matrix_learning_rate, weight_decay=stage.weight_decay / 2))
+    return [*optimizers, torch.optim.AdamW(others, lr=stage.learning_rate, weight_decay=stage.weight_decay)]
 
 
 def _assign(parameters: list[nn.Parameter], values: list[Tensor]) -> None:

@@ -3,7 +3,8 @@
 ``python -m training.fuse --data DIR --weights distilled.safetensors --out fused.safetensors``
 
 Everything but the fusion is frozen. With ``--unfreeze`` it is the short finishing phase instead: everything is trained
-against the truth, in all four input modes, so that missing events and missing RGB both keep working.
+against the truth, in all four input modes, so that missing events and missing RGB both keep working. Either continues
+from a shipped model file as well.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ import torch
 from torch import Tensor
 
 from event_sam3d_ros.sam3d.network import Network
-from training.datasets import Batches
 from training.engine import load_stage_input, train
 from training.losses import geometry_loss, grid_iou, teacher_loss
-from training.settings import arguments, load_config
+from training.pictures import sheet
+from training.pretrain import blacken
+from training.settings import FuseConfig, arguments, prepare
+from training.sources import open_batches
 
 FINISHING_MODES = {"fused": 0.5, "sharp": 0.25, "blurry": 0.1, "events": 0.15}
 
 
 def fusion_loss(
-    network: Network, batch: dict[str, Tensor], rng: np.random.Generator
+    network: Network, batch: dict[str, Tensor], rng: np.random.Generator, stage: FuseConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         teacher = network(batch["degraded_sharp"], None, batch["degraded_true_mask"])
-    geometry = network(batch["degraded_blurry"], batch["degraded_events"], batch["degraded_mask"])
+    image = blacken(batch["degraded_blurry"], stage.drop_image, rng)
+    events = blacken(batch["degraded_events"], stage.drop_events, rng)
+    geometry = network(image, events, batch["degraded_mask"])
     total, parts = teacher_loss(geometry, teacher)
     return total, {**parts, "iou": grid_iou(geometry.logits, batch["degraded_occupancy"]).mean()}
 
@@ -54,17 +59,33 @@ def main() -> None:
         "--unfreeze", action="store_true", help="the finishing phase: train everything against the truth"
     )
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    config, model = load_config(options.config)
+    config, model = prepare(options)
     network = load_stage_input(options.weights, model)
-    name, stage, loss, trained = (
-        ("unfreeze", config.unfreeze, finishing_loss, [network])
+    name, stage, trained = (
+        ("unfreeze", config.unfreeze, [network])
         if options.unfreeze
-        else ("fuse", config.fuse, fusion_loss, [network.condition.fusion])
+        else ("fuse", config.fuse, [network.condition.fusion])
     )
-    batches = Batches(options.data, model, stage.batch_size, stage.seed, stage.cases)
-    train(name, network, trained, lambda b, r: loss(network, b, r), batches, stage, options.out, options.device)
+
+    def loss(batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        if options.unfreeze:
+            return finishing_loss(network, batch, rng)
+        return fusion_loss(network, batch, rng, config.fuse)
+
+    with open_batches(options.data, config.data, model, stage) as batches:
+        train(
+            name,
+            network,
+            trained,
+            loss,
+            batches,
+            stage,
+            options.out,
+            options.device,
+            held_out=batches.held_out,
+            draw=lambda b: sheet(b, network(b["degraded_blurry"], b["degraded_events"], b["degraded_mask"])),
+            tensorboard=options.tensorboard,
+        )
 
 
 if __name__ == "__main__":

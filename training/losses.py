@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,7 +39,7 @@ def depth_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     probability = torch.sigmoid(logits)
     columns = target.amax(1) > 0.5
     return (
-        ((_front(probability) - _front(target)).abs() * columns).sum() / columns.sum().clamp(min=1),
+        ((front_depth(probability) - front_depth(target)).abs() * columns).sum() / columns.sum().clamp(min=1),
         (probability.mean(1) - target.mean(1)).abs()[columns].mean(),
     )
 
@@ -49,7 +51,8 @@ def silhouette_loss(logits: Tensor, target: Tensor) -> Tensor:
     return torch.stack(outlines).mean()
 
 
-def _front(probability: Tensor) -> Tensor:
+def front_depth(probability: Tensor) -> Tensor:
+    """(B, D, H, W) -> (B, H, W): depth of each column's front, 0 at the grid's near side to 1 at its far side."""
     resolution = probability.shape[1]
     free = torch.cumprod(1 - probability.clamp(0, 1 - 1e-4), dim=1)
     return free.mean(1) + 0.5 / resolution  # the expected share of free cells before the first hit
@@ -86,14 +89,30 @@ def geometry_loss(geometry: Geometry, occupancy: Tensor, up: Tensor) -> tuple[Te
     return total, {**parts, "iou": grid_iou(geometry.logits, occupancy).mean()}
 
 
-def feature_loss(student: Features, teacher: Features, stages: tuple[str, ...]) -> Tensor:
-    """Stage 1: L1 between the features of the selected stages and the final tokens, averaged over them."""
-    terms = [F.l1_loss(student.stages[s], teacher.stages[s]) for s in stages]
-    return torch.stack([*terms, F.l1_loss(student.tokens, teacher.tokens)]).mean()
+def feature_loss(
+    student: Features, teacher: Features, stages: Sequence[str], attention: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Stage 1: L1 between the features of the selected stages and the final tokens, averaged over them.
+
+    ``attention``: weights (B, N, 1) of tokens by stage, and by "tokens" for the final ones; stages without one count
+    plainly. Features that agree have a loss of zero.
+    """
+    pairs = {name: (student.stages[name], teacher.stages[name]) for name in stages}
+    pairs["tokens"] = (student.tokens, teacher.tokens)
+    weights = attention or {}
+    terms = [
+        ((a - b).abs() * weights[name]).mean() if name in weights else F.l1_loss(a, b) for name, (a, b) in pairs.items()
+    ]
+    return torch.stack(terms).mean()
 
 
 def teacher_loss(geometry: Geometry, teacher: Geometry) -> tuple[Tensor, dict[str, Tensor]]:
-    """Stage 2: what the network gives on the blurry frame with events against what it gives on the sharp one."""
+    """Stage 2: what the network gives on the blurry frame with events against what it gives on the sharp one.
+
+    Focal cross-entropy on the solid, as event_sam3d; its up vectors differ by their cosine, which is their mean squared
+    error times 1.5 (unit vectors: ``|a - b|^2 = 2 - 2 a.b``). Rotation, translation and scale are not predicted by the
+    direct head: they follow from the crop.
+    """
     target = torch.sigmoid(teacher.logits)
     focal = focal_loss(geometry.logits, target)
     dice = occupancy_loss(geometry.logits, target)

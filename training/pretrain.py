@@ -2,43 +2,71 @@
 
 ``python -m training.pretrain --data DIR --out pretrained.safetensors``
 
-This stands in for the released SAM 3D weights at sizes for which there are none.
+This stands in for the released SAM 3D weights at sizes for which there are none. ``--weights`` continues from a model
+file, a shipped one for instance, with a fresh optimizer.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from event_sam3d_ros.sam3d.network import Network
-from training.datasets import Batches
-from training.engine import train
+from training.engine import load_stage_input, train
 from training.losses import geometry_loss
-from training.settings import arguments, load_config
+from training.pictures import sheet
+from training.settings import PretrainConfig, arguments, prepare
+from training.sources import open_batches
 
 
-def loss(network: Network, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(
+    network: Network, batch: dict[str, Tensor], rng: np.random.Generator, stage: PretrainConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Half of the steps crop by the true mask, half by a degraded one; of those, half also see the degraded mask."""
+    image = "sharp"
     if rng.random() < 0.5:
         crop, mask = "true", batch["true_mask"]
     else:
         crop, mask = "degraded", batch["degraded_true_mask" if rng.random() < 0.5 else "degraded_mask"]
-    geometry = network(batch[f"{crop}_sharp"], None, mask)
-    return geometry_loss(geometry, batch[f"{crop}_occupancy"], batch[f"{crop}_up"])
+        if stage.blurry and rng.random() < stage.blurry:
+            image = "blurry"
+    seen = blacken(batch[f"{crop}_{image}"], stage.drop_image, rng)
+    return geometry_loss(network(seen, None, mask), batch[f"{crop}_occupancy"], batch[f"{crop}_up"])
+
+
+def blacken(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """Images (B, C, H, W) with this share of them, by chance, black: a camera that gives nothing."""
+    if not share:
+        return images
+    kept = torch.from_numpy(rng.random(len(images)) >= share).to(images)
+    return images * kept[:, None, None, None]
 
 
 def main() -> None:
-    options = arguments(__doc__).parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    config, model = load_config(options.config)
+    parser = arguments(__doc__)
+    parser.add_argument("--weights", type=Path, help="model file to continue from")
+    options = parser.parse_args()
+    config, model = prepare(options)
     stage = config.pretrain
     torch.manual_seed(stage.seed)
-    network = Network(model)
-    batches = Batches(options.data, model, stage.batch_size, stage.seed, stage.cases)
-    trained = [network.condition.rgb_encoder, network.geometry]
-    train("pretrain", network, trained, lambda b, r: loss(network, b, r), batches, stage, options.out, options.device)
+    network = load_stage_input(options.weights, model) if options.weights else Network(model)
+    with open_batches(options.data, config.data, model, stage) as batches:
+        train(
+            "pretrain",
+            network,
+            [network.condition.rgb_encoder, network.geometry],
+            lambda b, r: loss(network, b, r, stage),
+            batches,
+            stage,
+            options.out,
+            options.device,
+            held_out=batches.held_out,
+            draw=lambda b: sheet(b, network(b["degraded_sharp"], None, b["degraded_true_mask"])),
+            tensorboard=options.tensorboard,
+        )
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ class FuseConfig(StageConfig):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """``model``: path of a model configuration, relative to the training configuration's file."""
+    """``model``: path of a model configuration, relative to the training configuration's file. Of the flow head's stage
+    0, ``pretrain`` is flow matching, between ``structure`` (its VAE) and ``shortcut``."""
 
     model: str = "../../config/models/nano.yaml"
     data: DataConfig = field(default_factory=DataConfig)
@@ -103,6 +104,8 @@ class TrainingConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     fuse: FuseConfig = field(default_factory=FuseConfig)
     unfreeze: StageConfig = field(default_factory=StageConfig)
+    structure: StageConfig = field(default_factory=StageConfig)
+    shortcut: StageConfig = field(default_factory=StageConfig)
 
 
 def load_config(path: Path) -> tuple[TrainingConfig, ModelConfig]:
@@ -119,7 +122,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     """The options that all stages share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "config" / "nano.yaml")
-    parser.add_argument("--data", type=Path, required=True, help="folder of rendered samples (training.render)")
+    parser.add_argument("--data", type=Path, help="folder of rendered samples (training.render); not for streams")
     parser.add_argument(
         "--out", type=Path, required=True, help="model file to write; the state to resume lies beside it"
     )
@@ -127,3 +130,10 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice")
     parser.add_argument("--tensorboard", type=Path, help="folder of event files to write (needs tensorboard)")
     return parser
+
+
+def prepare(options: argparse.Namespace) -> tuple[TrainingConfig, ModelConfig]:
+    """What a command begins with: the number of threads and the configuration."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return load_config(options.config)

@@ -18,7 +18,7 @@ from training.datasets import Batches, DataConfig, augment, render
 from training.engine import load_stage_input, make_optimizers, train
 from training.losses import depth_losses, focal_loss, geometry_loss, grid_iou, occupancy_loss, silhouette_loss
 from training.muon import Muon
-from training.settings import StageConfig, load_config
+from training.settings import DistillConfig, FuseConfig, PretrainConfig, StageConfig, load_config
 
 CONFIG = ModelConfig()
 DATA = DataConfig(cases=6, sensor=96)
@@ -76,7 +76,19 @@ def test_mirroring_keeps_images_and_targets_together(folder):
         assert torch.equal(mirrored["true_up"][i, 0], batch["true_up"][i, 0] * (-1 if flipped else 1))
 
 
-def run(network, folder, out, loss=pretrain.loss, trained=None, stage=STAGE):
+def pretrain_loss(network, batch, rng):
+    return pretrain.loss(network, batch, rng, PretrainConfig())
+
+
+def distill_loss(network, batch, rng):
+    return distill.loss(network, batch, rng, DistillConfig())
+
+
+def fusion_loss(network, batch, rng):
+    return fuse.fusion_loss(network, batch, rng, FuseConfig())
+
+
+def run(network, folder, out, loss=pretrain_loss, trained=None, stage=STAGE):
     batches = Batches(folder, CONFIG, stage.batch_size, stage.seed, stage.cases)
     train("test", network, trained or [network], lambda b, r: loss(network, b, r), batches, stage, out, "cpu")
 
@@ -90,7 +102,7 @@ def test_a_killed_run_resumes_bit_identically(folder, network, tmp_path):
     def dies(network, batch, rng):
         if next(calls) == 3:
             raise KeyboardInterrupt
-        return pretrain.loss(network, batch, rng)
+        return pretrain_loss(network, batch, rng)
 
     network.load_state_dict(start)
     with pytest.raises(KeyboardInterrupt):
@@ -103,7 +115,7 @@ def test_a_killed_run_resumes_bit_identically(folder, network, tmp_path):
 
 @pytest.mark.parametrize(
     ("loss", "part"),
-    [(distill.loss, "condition.event_encoder."), (fuse.fusion_loss, "condition.fusion."), (fuse.finishing_loss, "")],
+    [(distill_loss, "condition.event_encoder."), (fusion_loss, "condition.fusion."), (fuse.finishing_loss, "")],
 )
 def test_each_stage_changes_its_part_alone(folder, network, tmp_path, loss, part):
     start = {k: v.clone() for k, v in network.state_dict().items()}

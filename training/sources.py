@@ -1,0 +1,100 @@
+"""Where batches come from: rendered samples on disk, or a stream that is rendered while the network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from event_sam3d_ros.errors import ConfigurationError
+from event_sam3d_ros.sam3d.config import ModelConfig
+from training.datasets import Batches, DataConfig, augment, render_case, to_tensor
+from training.settings import StageConfig
+
+AHEAD = 4  # batches that are rendered before they are asked for
+_CASES_OF_A_SEED = 10**8
+_FIRST_HELD_OUT = _CASES_OF_A_SEED - 10**6
+
+
+@contextmanager
+def open_batches(
+    folder: Path | None, data: DataConfig, config: ModelConfig, stage: StageConfig
+) -> Iterator[Batches | Stream]:
+    """The batches of a stage: from ``folder``, or, with ``stream: true`` in the data's settings, rendered meanwhile."""
+    if data.stream:
+        with ProcessPoolExecutor(data.workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            stream = Stream(data, config, stage.batch_size, stage.seed, pool)
+            try:
+                yield stream
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    elif folder is None:
+        raise ConfigurationError("give --data, the folder of rendered samples, or set `stream: true` in the data")
+    else:
+        yield Batches(
+            folder,
+            config,
+            stage.batch_size,
+            stage.seed,
+            stage.cases,
+            validation=stage.validation,
+            curriculum=stage.curriculum,
+        )
+
+
+class Stream:
+    """Batches of cases that no step sees twice; they are rendered by worker processes, used once and not kept.
+
+    A step's batch follows from the seed and the step alone, and each sample's augmentation from its own number, so that
+    several processes that share a batch see the samples that one process would.
+    """
+
+    def __init__(
+        self, data: DataConfig, config: ModelConfig, batch_size: int, seed: int, pool: ProcessPoolExecutor
+    ) -> None:
+        self.data, self.config, self.batch_size, self.seed, self.pool = data, config, batch_size, seed, pool
+        self.waiting: dict[int, list[Future[dict[str, npt.NDArray]]]] = {}
+        self.kept: dict[int, dict[str, Tensor]] = {}
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        return self.share(step, 0, 1)
+
+    def share(self, step: int, rank: int, count: int) -> dict[str, Tensor]:
+        """The part of a step's batch that process ``rank`` of ``count`` takes; the next ones are begun."""
+        numbers = {s: range(s * self.batch_size + rank, (s + 1) * self.batch_size, count) for s in _next(step)}
+        for ahead, cases in numbers.items():
+            if ahead not in self.waiting:
+                self.waiting[ahead] = [self._begin(case) for case in cases]
+        parts = [
+            self._sample(case, future.result(), augmented=True)
+            for case, future in zip(numbers[step], self.waiting.pop(step), strict=True)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def held_out(self, number: int) -> dict[str, Tensor]:
+        """Batch ``number`` of cases that no step sees; these few are kept."""
+        if number not in self.kept:
+            first = _FIRST_HELD_OUT + number * self.batch_size
+            begun = {case: self._begin(case) for case in range(first, first + self.batch_size)}
+            parts = [self._sample(case, future.result(), augmented=False) for case, future in begun.items()]
+            self.kept[number] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return self.kept[number]
+
+    def _begin(self, case: int) -> Future[dict[str, npt.NDArray]]:
+        return self.pool.submit(render_case, self.seed * _CASES_OF_A_SEED + case, self.data, self.config)
+
+    def _sample(self, case: int, values: dict[str, npt.NDArray], augmented: bool) -> dict[str, Tensor]:
+        grid = self.config.direct.resolution
+        batch = {name: to_tensor(name, np.asarray(value)[None], grid) for name, value in values.items()}
+        return augment(batch, np.random.default_rng([self.seed, case])) if augmented else batch
+
+
+def _next(step: int) -> range:
+    return range(step, step + 1 + AHEAD)
