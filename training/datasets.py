@@ -26,6 +26,7 @@ from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.layout import grid_centers
 from event_sam3d_ros.synthetic.world import FIRST_TRAINING_OBJECT_SEED, Case, make_case
 from training.augmentations import AugmentationConfig, augment
+from training.flow import samples as flow_samples
 
 MOTIONS = ("easy", "medium", "hard", "hard", "still")
 SEVERITIES = ("still", "easy", "medium", "hard")
@@ -50,8 +51,10 @@ class DataConfig:
     workers: int = 2
 
 
-def fields(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Name -> (shape, dtype) of everything that is stored for one case."""
+def fields(config: ModelConfig, sensor: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Name -> (shape, dtype) of everything that is stored for one case on a window of ``sensor`` pixels."""
+    if config.head == "flow":
+        return flow_samples.fields(sensor)
     size, grid = config.encoder.image_size, config.direct.resolution
     image, mask, packed = (size, size, 3), (size, size), (grid**3 // 8,)
     return {
@@ -129,6 +132,8 @@ def cut_pictures(source: Pictures, true: Crop, degraded: Crop, config: ModelConf
 
 def sample(case: Case, config: ModelConfig) -> dict[str, npt.NDArray]:
     """Everything that training needs of a case; see `fields`."""
+    if config.head == "flow":
+        return flow_samples.sample(case)
     crops = {"true": object_crop(case.mask, config), "degraded": object_crop(case.degraded_mask, config)}
     result: dict[str, npt.NDArray] = dict(cut_pictures(case, crops["true"], crops["degraded"], config))
     for name, crop in crops.items():
@@ -136,6 +141,11 @@ def sample(case: Case, config: ModelConfig) -> dict[str, npt.NDArray]:
         result[f"{name}_occupancy"] = np.packbits(occupancy.ravel())
         result[f"{name}_up"] = up
     return result
+
+
+def stored_size(config: ModelConfig) -> int | str:
+    """What tells samples of different models apart: the crops' side in pixels, or that they are whole frames."""
+    return config.encoder.image_size if config.head == "direct" else "frames"
 
 
 def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) -> None:
@@ -146,7 +156,7 @@ def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) ->
         "sensor": data.sensor,
         "first_seed": data.first_seed,
         "cases": data.cases,
-        "size": config.encoder.image_size,
+        "size": stored_size(config),
     }
     progress = json.loads(progress_file.read_text()) if progress_file.exists() else {**wanted, "done": []}
     if {k: progress[k] for k in wanted} != wanted:
@@ -157,7 +167,7 @@ def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) ->
         name: np.lib.format.open_memmap(
             folder / f"{name}.npy", "r+" if (folder / f"{name}.npy").exists() else "w+", dtype, (data.cases, *shape)
         )
-        for name, (shape, dtype) in fields(config).items()
+        for name, (shape, dtype) in fields(config, data.sensor).items()
     }
     done = set(progress["done"])
     chunks = [start for start in range(0, data.cases, CHUNK) if start not in done]
@@ -209,13 +219,19 @@ class Batches:
         """``cases``: how many of the folder's first cases to use, and ``validation`` of those after them, held out;
         InputError if they are not rendered yet. ``curriculum``: steps over which faster motion joins in."""
         progress = json.loads((folder / "progress.json").read_text())
+        if progress["size"] != stored_size(config):
+            raise InputError(
+                f"{folder} holds samples of size {progress['size']}, this model needs {stored_size(config)}: render "
+                "them into another folder",
+                reason="other_data",
+            )
         missing = [start for start in range(0, cases + validation, CHUNK) if start not in set(progress["done"])]
         if missing or cases + validation > progress["cases"]:
             raise InputError(
                 f"{folder} lacks cases from {min(missing, default=progress['cases'])} on: render them first"
             )
         self.rows, self.curriculum = np.arange(cases), curriculum
-        self.stores = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields(config)}
+        self.stores = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields(config, progress["sensor"])}
         self.names = frozenset(self.stores)
         self.grid = config.direct.resolution
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation

@@ -44,14 +44,18 @@ def object_inputs(
     points: Sequence[Tensor] | None = None,
     event_image: Tensor | None = None,
     size: int = 518,
+    around: Tensor | None = None,
 ) -> ObjectInputs:
     """Makes the inputs of B objects, on the device of what is given.
 
     ``image``, ``event_image``: (H, W, 3) uint8; ``masks``: (B, H, W) uint8 alpha, 255 inside; ``points``: one pointmap
-    for each object, which may all be the same tensor; ``size``: S. Raises InputError as `crop_box` does.
+    for each object, which may all be the same tensor; ``size``: S; ``around``: other masks, like ``masks``, that place
+    the windows and normalise the pointmaps (training shows a true mask in the window of an estimated one); None:
+    ``masks`` themselves. Raises InputError as `crop_box` does.
     """
     alpha = _unit_range(masks)[:, None]
-    boxes = [crop_box(mask) for mask in masks]
+    placing = alpha if around is None else _unit_range(around)[:, None]
+    boxes = [crop_box(mask[0]) for mask in placing]
     views = {
         "mask": torch.cat([_nearest(_crop(mask, box)[None], size) for mask, box in zip(alpha, boxes, strict=True)]),
         "rgb_image_mask": _nearest(_padded_to_square(alpha), size),
@@ -64,7 +68,7 @@ def object_inputs(
     if points is None:
         return ObjectInputs(views, None, None)
     crops, fulls, scales, shifts = [], [], [], []
-    for pointmap, mask, box in zip(points, alpha, boxes, strict=True):
+    for pointmap, mask, box in zip(points, placing, boxes, strict=True):
         known = torch.where(pointmap.isfinite().all(dim=0), pointmap, torch.nan)
         scale, shift = scene_moments(known, mask[0])
         normalised = (known - shift[:, None, None]) / scale[:, None, None]

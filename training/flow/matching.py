@@ -1,0 +1,105 @@
+"""Flow matching and the shortcut objective on latents of shape and pose.
+
+The loss and its settings are SAM 3D's (paper, appendix C.2, C.4 and table 5; the released ss_generator.yaml): weighted
+mean squared errors of the velocity, times from sigmoid(N(-1, 1)), a tenth of the objects without condition, and, for
+few steps, a quarter of the objects that learn to do two steps in one (shortcut models, Frans et al. 2024).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from event_sam3d_ros.sam3d.flow import TIME_SCALE, Latents, draw_noise, guide, interpolate
+from event_sam3d_ros.sam3d.geometry_flow import SHAPE, GeometryFlow
+
+WEIGHTS = {SHAPE: 1.0, "6drotation_normalized": 0.1, "translation": 1.0, "scale": 0.1, "translation_scale": 0.0}
+"""Table 5: S 1.0, R 0.1, t 1.0, s 0.1. ``translation_scale`` has no meaning in the released convention: weight 0."""
+
+UNCONDITIONAL = 0.1
+TIME_MEAN, TIME_DEVIATION = -1.0, 1.0
+SELF_CONSISTENT = 0.25
+"""Share of objects that learn long steps; the others go on learning velocities."""
+GUIDED = 0.25
+GUIDANCE = 2.0
+"""A quarter of the long steps is told to go where guidance of this strength leads, of the shape alone: what is sampled
+in few steps is never guided."""
+FINEST = 64
+"""Long steps are 1, 1/2, ..., 1/64; the halves of the shortest are taken with the velocity itself (step size 0)."""
+
+
+def flow_matching_loss(
+    flow: GeometryFlow, tokens: Tensor, data: Latents, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """``tokens``: condition (B, M, C) of B objects, ``data``: their latents -> the weighted loss and its parts. All
+    random choices come from ``generator``, of the CPU."""
+    return _loss(flow, tokens, data, generator, long_steps=0)
+
+
+def shortcut_loss(
+    flow: GeometryFlow, tokens: Tensor, data: Latents, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`flow_matching_loss` for most objects; for the first quarter the self-consistency of long steps."""
+    return _loss(flow, tokens, data, generator, long_steps=round(SELF_CONSISTENT * len(tokens)))
+
+
+def velocity_errors(predicted: Latents, target: Latents) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of mean squared errors of all latents with `WEIGHTS`, and each of those that count."""
+    errors = {name: (predicted[name] - target[name]).square().mean() for name, weight in WEIGHTS.items() if weight > 0}
+    return torch.stack([WEIGHTS[name] * error for name, error in errors.items()]).sum(), errors
+
+
+def _loss(
+    flow: GeometryFlow, tokens: Tensor, data: Latents, generator: torch.Generator, long_steps: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    count, device = len(tokens), tokens.device
+    noise = draw_noise(flow.latent_shapes, [generator] * count, device)
+    time = torch.sigmoid(TIME_MEAN + TIME_DEVIATION * torch.randn(count, generator=generator))
+    kept = (torch.rand(count, generator=generator) >= UNCONDITIONAL).float()
+    step = torch.zeros(count)
+    step[:long_steps], time[:long_steps] = random_long_steps(long_steps, generator)
+    kept[:long_steps] = 1
+    time, step, kept = time.to(device), step.to(device), kept.to(device)
+    state, target = interpolate(noise, data, time)
+    if long_steps:
+        first = slice(0, long_steps)
+        consistent = two_half_steps(flow, tokens[first], _rows(state, first), time[first], step[first])
+        target = {name: torch.cat([consistent[name], x[long_steps:]]) for name, x in target.items()}
+    condition = flow.condition(tokens * kept[:, None, None])
+    predicted, _ = flow(state, TIME_SCALE * time, TIME_SCALE * step, condition)
+    total, parts = velocity_errors(predicted, target)
+    return total, {name.removesuffix("_normalized"): error for name, error in parts.items()}
+
+
+def random_long_steps(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(count,) step sizes 1, 1/2, ..., 1 / FINEST, and times that are multiples of them: where a sampler in even steps
+    of that size asks."""
+    levels = FINEST.bit_length()
+    step = 0.5 ** torch.randint(levels, (count,), generator=generator)
+    return step, step * torch.floor(torch.rand(count, generator=generator) / step)
+
+
+@torch.no_grad()
+def two_half_steps(flow: GeometryFlow, tokens: Tensor, state: Latents, time: Tensor, step: Tensor) -> Latents:
+    """The mean velocity of two steps of half the size ``step`` (B,) from ``state`` at ``time`` (B,), in the flow's
+    units; the first `GUIDED` share of the objects is guided."""
+    half = step / 2
+    told = torch.where(step > 1 / FINEST, half, 0.0)
+    guided = torch.arange(len(time), device=time.device) < round(GUIDED * len(time))
+    condition = flow.condition(tokens)
+
+    def velocity(state: Latents, time: Tensor) -> Latents:
+        conditional, unconditional = flow(state, TIME_SCALE * time, TIME_SCALE * told, condition, bool(guided.any()))
+        if unconditional is None:
+            return conditional
+        shape = guide({SHAPE: conditional[SHAPE]}, {SHAPE: unconditional[SHAPE]}, GUIDANCE)[SHAPE]
+        return conditional | {SHAPE: torch.where(guided[:, None, None], shape, conditional[SHAPE])}
+
+    first = velocity(state, time)
+    middle = {name: x + half[:, None, None] * first[name] for name, x in state.items()}
+    second = velocity(middle, time + half)
+    return {name: (first[name] + second[name]) / 2 for name in first}
+
+
+def _rows(latents: Latents, rows: slice) -> Latents:
+    return {name: x[rows] for name, x in latents.items()}
