@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -252,6 +252,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list) or not all(type(v) is int for v in value):
             raise ConfigurationError(f"{where} must be a list of whole numbers, not {value!r}")
         return tuple(value)
+    if get_origin(kind) is tuple:  # tuple[X, ...]
+        if not isinstance(value, list):
+            raise ConfigurationError(f"{where} must be a list, not {value!r}")
+        return tuple(_convert(get_args(kind)[0], each, f"{where}[{i}]") for i, each in enumerate(value))
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -1,0 +1,477 @@
+"""Loaders, each on a tiny copy of its dataset's layout: a square that moves to the right, with events where it is."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from event_sam3d_ros.errors import ConfigurationError, InputError, RecordingError, RecordingWarning
+from event_sam3d_ros.events.events import Events
+from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.sam3d.config import ModelConfig, from_dict
+from training.augmentations import AugmentationConfig
+from training.datasets import TRUTH
+from training.loaders.base import around
+from training.loaders.files import EventCache, in_order, read_events
+from training.loaders.mixture import Mixture, open_loader, require
+from training.loaders.settings import DatasetConfig
+from training.loaders.source import PICTURES, RecordedSource
+
+WIDTH, HEIGHT, FRAMES, SIDE = 64, 48, 7, 16
+CONFIG = ModelConfig()
+PLAIN = AugmentationConfig(flip=0, gain=0, grey=0, pixel_dropout=0)
+RNG = np.random.default_rng
+
+
+def left(frame):
+    """Column where the square begins."""
+    return 10 + 4 * frame
+
+
+def true_mask(frame):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[16 : 16 + SIDE, left(frame) : left(frame) + SIDE] = True
+    return mask
+
+
+def picture(frame, background=26):
+    image = np.full((HEIGHT, WIDTH, 3), background, np.uint8)
+    image[true_mask(frame)] = (200, 100, 50)
+    return image
+
+
+def events_of(first_us, last_us, count=400, seed=0):
+    """Events all over the square's way, sorted, from the first time to the last."""
+    rng = RNG(seed)
+    t = np.sort(rng.integers(first_us, last_us, count))
+    t[0], t[-1] = first_us, last_us
+    x, y = rng.integers(10, 54, count).astype(np.uint16), rng.integers(16, 32, count).astype(np.uint16)
+    return Events(t, x, y, rng.integers(0, 2, count).astype(np.uint8))
+
+
+def all_events():
+    return events_of(20_000, FRAMES * 33_000, 4000)
+
+
+def write_picture(path: Path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 100] if path.suffix == ".jpg" else []
+    assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image, quality)
+
+
+def write_sam3(path: Path, mask):
+    """As SAM 3 gives them: several masks, (N, 1, H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    speck = np.zeros_like(mask)
+    speck[:2, :2] = True
+    torch.save({"masks": torch.from_numpy(np.stack([speck, mask])[:, None]), "scores": torch.ones(2)}, path)
+
+
+def write_aedat2(path: Path, events, width=WIDTH, height=HEIGHT):
+    """As v2e writes it: pixels counted from the lower right corner of its sensor, which it does not name."""
+    x, y = width - 1 - events.x.astype(np.uint32), height - 1 - events.y.astype(np.uint32)
+    rows = np.empty((len(events), 2), ">u4")
+    rows[:, 0] = y << 22 | x << 12 | events.p.astype(np.uint32) << 11
+    rows[:, 1] = events.t
+    path.write_bytes(b"#!AER-DAT2.0\r\n# v2e\r\n" + rows.tobytes())
+
+
+def write_npz(path: Path, events):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, x=events.x, y=events.y, t=events.t, p=events.p)
+
+
+def write_mvsec(root: Path):
+    events, start = all_events(), 1_500_000_000.0
+    with h5py.File(root / "indoor_data.hdf5", "w") as file:
+        columns = [events.x, events.y, start + events.t / 1e6, events.p.astype(np.float64) * 2 - 1]
+        file["davis/left/events"] = np.stack(columns, axis=1)
+        file["davis/left/image_raw"] = np.stack([picture(i)[..., 0] for i in range(FRAMES)])
+        times = start + np.arange(FRAMES) / 30
+        file["davis/left/image_raw_ts"] = times
+        file["davis/left/image_raw_event_inds"] = np.searchsorted(events.t / 1e6, times - start)
+    (root / "indoor_gt.hdf5").write_bytes(b"depth and poses, never opened")
+    for frame in range(1, FRAMES - 1):
+        write_sam3(root / f"indoor_data/sam3/barrel_{frame:06d}.pt", true_mask(frame))
+
+
+def write_co3d(root: Path):
+    folder = root / "cup/12_34"
+    for frame in range(FRAMES):
+        write_picture(folder / f"images/frame{frame + 4}.jpg", picture(frame))  # frame9 before frame10
+        write_picture(folder / f"masks/frame{frame + 4}.png", true_mask(frame).astype(np.uint8) * 255)
+    write_aedat2(folder / "events.aedat", all_events())
+
+
+def write_objaverse(root: Path):
+    folder = root / "spider/0"
+    for frame in range(FRAMES):
+        write_picture(folder / f"images/{frame:03d}.png", picture(frame))
+    write_aedat2(folder / "events.aedat", all_events())
+
+
+def write_event_replica(root: Path):
+    folder = root / "office0"
+    for frame in range(FRAMES):
+        blurry = (picture(frame) // 2 + picture(min(frame + 1, FRAMES - 1)) // 2).astype(np.uint8)
+        write_picture(folder / f"original_images/{frame:04d}.png", blurry)
+        write_picture(folder / f"sharp_images/{frame:04d}.png", picture(frame))
+        write_npz(folder / f"event/{frame:04d}.npz", events_of(1000 * frame, 1000 * frame + 30_000, seed=frame))
+        write_sam3(folder / f"sam3/barrel_{frame:04d}.pt", true_mask(frame))
+
+
+def write_rgbe_seg(root: Path):
+    folder = root / "train/seq1"
+    for frame in range(FRAMES):
+        write_picture(folder / f"rgb_image/{frame:05d}.jpg", picture(frame))
+        write_npz(folder / f"event/{frame:05d}.npz", events_of(1000 * frame, 1000 * frame + 30_000, seed=frame))
+        write_sam3(folder / f"sam3/person_{frame:05d}.pt", true_mask(frame))
+    lines = [f"seq1/rgb_image/{frame:05d}.jpg" for frame in range(1, FRAMES)]
+    (root / "train/eventsam_split.txt").write_text("\n".join(lines) + "\n")
+
+
+WRITERS = {
+    "mvsec": write_mvsec,
+    "co3d": write_co3d,
+    "objaverse": write_objaverse,
+    "event_replica": write_event_replica,
+    "rgbe_seg": write_rgbe_seg,
+}
+FIRST = {"mvsec": 1, "co3d": 1, "objaverse": 1, "event_replica": 0, "rgbe_seg": 1}
+COUNT = {"mvsec": FRAMES - 2, "co3d": FRAMES - 1, "objaverse": FRAMES - 1, "event_replica": FRAMES, "rgbe_seg": 6}
+
+
+@pytest.fixture(scope="module", params=list(WRITERS))
+def dataset(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp(request.param)
+    WRITERS[request.param](root)
+    return entry(request.param, root)
+
+
+def entry(kind, root, **settings):
+    extra = {"object": "barrel"} if kind == "event_replica" else {}
+    return DatasetConfig(kind, root=str(root), sensor=(WIDTH, HEIGHT), min_events=50, **{**extra, **settings})
+
+
+def write(kind, root, **settings):
+    WRITERS[kind](root)
+    return entry(kind, root, **settings)
+
+
+# Each layout
+
+
+def test_moments_are_those_of_the_files(dataset):
+    loader = open_loader(dataset, CONFIG)
+    assert len(loader) == COUNT[dataset.kind] and not loader.left_out
+    for number in (0, len(loader) - 1):
+        frame = FIRST[dataset.kind] + number
+        moment = loader.read(number, RNG(0))
+        seen = picture(frame)[..., :1].repeat(3, -1) if dataset.kind == "mvsec" else picture(frame)
+        assert np.abs(moment.sharp.astype(int) - seen).mean() < 3  # what JPEG leaves
+        wrong = moment.mask.astype(bool) ^ true_mask(frame)
+        assert wrong.mean() < 0.01 and moment.mask.dtype == np.uint8
+        assert moment.blurry.shape == moment.sharp.shape and moment.coverage.shape == moment.mask.shape
+
+
+def test_windows_are_the_robots(dataset):
+    """Around the frame's time, as long as the model says, turned into colours by the same function."""
+    moment = open_loader(dataset, CONFIG).read(1, RNG(0))
+    t0, t1 = moment.window_us
+    frame = FIRST[dataset.kind] + 1
+    assert t1 - t0 == 50_000
+    if dataset.kind in ("event_replica", "rgbe_seg"):
+        expected = events_of(1000 * frame, 1000 * frame + 30_000, seed=frame)
+        assert (t0 + t1) // 2 == 1000 * frame + 15_000
+    else:
+        whole, start = all_events(), 1_500_000_000_000_000 if dataset.kind == "mvsec" else 0
+        assert abs((t0 + t1) // 2 - start - round(frame * 1e6 / 30)) <= (dataset.kind == "mvsec")  # it keeps seconds
+        inside = (whole.t + start >= t0) & (whole.t + start < t1)
+        expected = Events(whole.t[inside] + start, whole.x[inside], whole.y[inside], whole.p[inside])
+    for name in "xyp":
+        assert np.array_equal(getattr(moment.events, name), getattr(expected, name)), name
+    assert np.abs(moment.events.t - expected.t).max() <= (dataset.kind == "mvsec")
+    assert np.array_equal(moment.event_image(), tencode(moment.events, t0, t1, WIDTH, HEIGHT))
+
+
+def test_batches_have_the_pictures_of_rendered_ones_and_no_truth(dataset):
+    source = RecordedSource(open_loader(dataset, CONFIG), CONFIG, workers=2)
+    batch = source.draw(3, RNG(0))
+    size = CONFIG.encoder.image_size
+    assert batch.keys() == PICTURES == source.names and not PICTURES & set(TRUTH)
+    for name, value in batch.items():
+        assert value.shape == (3, 1 if name.endswith("mask") else 3, size, size) and value.dtype == torch.float32
+        assert 0 <= value.min() and value.max() <= 1
+    assert batch["degraded_events"].amax((1, 2, 3)).min() > 0.9
+    assert batch["true_mask"].mean((1, 2, 3)).min() > 0.3
+
+
+def test_the_same_random_state_gives_the_same_samples(dataset):
+    settings = AugmentationConfig(crop=0.1, event_dropout=0.5, time_reversal=0.5, blur=0.5)
+    first, again = (RecordedSource(open_loader(dataset, CONFIG), CONFIG, settings, w) for w in (1, 4))
+    a, b, other = first.draw(4, RNG(1)), again.draw(4, RNG(1)), again.draw(4, RNG(2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["degraded_events"], other["degraded_events"])
+
+
+def test_the_order_depends_on_the_files_names_alone(dataset):
+    def names():
+        return [(sequence.name, frame) for sequence, frame in open_loader(dataset, CONFIG).index]
+
+    assert names() == names() == sorted(names())
+
+
+# Blur
+
+
+def test_blur_is_the_mean_in_linear_light(tmp_path):
+    loader = open_loader(write("objaverse", tmp_path, blur_frames=(3,)), CONFIG)
+    moment = loader.read(2, RNG(0))  # frame 3
+    light = np.mean([(picture(i) / 255.0) ** 2.2 for i in (2, 3, 4)], axis=0)
+    assert np.abs(moment.blurry - light ** (1 / 2.2) * 255).max() <= 0.51
+    coverage = np.mean([true_mask(i) for i in (2, 3, 4)], axis=0)
+    assert np.abs(moment.coverage - coverage).max() < 1e-6
+    assert np.array_equal(moment.sharp, picture(3))
+
+
+def test_frames_of_a_davis_are_linear_already(tmp_path):
+    moment = open_loader(write("mvsec", tmp_path, blur_frames=(3,)), CONFIG).read(1, RNG(0))
+    mean = np.mean([picture(i)[..., :1] for i in (1, 2, 3)], axis=0)
+    assert np.abs(moment.blurry - mean).max() <= 0.51
+
+
+def test_event_replicas_own_blurry_frames_are_used(tmp_path):
+    moment = open_loader(write("event_replica", tmp_path), CONFIG).read(2, RNG(0))
+    assert np.array_equal(moment.blurry, picture(2) // 2 + picture(3) // 2)
+
+
+@pytest.mark.parametrize(
+    "frame,count,expected",
+    [(5, 1, [5]), (5, 3, [4, 5, 6]), (5, 4, [3, 4, 5, 6]), (1, 7, [0, 1, 2]), (9, 7, [9]), (0, 2, [0])],
+)
+def test_frames_around(frame, count, expected):
+    assert list(around(frame, count, 10)) == expected
+
+
+# Details of layouts
+
+
+def test_events_of_a_corner_lie_where_v2es_sensor_had_them(tmp_path):
+    """The reader takes a small sensor for a file whose events reach a small part of a large one."""
+    rng = RNG(0)
+    x, y = rng.integers(200, 346, 50).astype(np.uint16), rng.integers(100, 260, 50).astype(np.uint16)
+    events = Events(np.arange(50), x, y, np.ones(50, np.uint8))
+    write_aedat2(tmp_path / "events.aedat", events, 346, 260)
+    found = read_events(tmp_path / "events.aedat", (346, 260))
+    assert np.array_equal(found.x, x) and np.array_equal(found.y, y)
+
+
+def test_events_of_another_sensor_are_refused(tmp_path):
+    loader = open_loader(dataclasses.replace(write("mvsec", tmp_path), sensor=(32, 24)), CONFIG)
+    with pytest.raises(RecordingError, match="set sensor"):
+        loader.read(0, RNG(0))
+
+
+def test_larger_frames_are_stretched_to_the_sensor_as_v2e_does(tmp_path):
+    settings = write("co3d", tmp_path)
+    for path in (tmp_path / "cup/12_34").glob("*/*.*g"):
+        cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (WIDTH * 3, HEIGHT * 2)))
+    moment = open_loader(settings, CONFIG).read(1, RNG(0))
+    assert moment.sharp.shape == (HEIGHT, WIDTH, 3)
+    assert (moment.mask.astype(bool) ^ true_mask(2)).mean() < 0.03
+
+
+def test_the_opacity_of_a_rendering_is_its_mask(tmp_path):
+    settings = write("objaverse", tmp_path)
+    for frame in range(FRAMES):
+        opacity = true_mask(frame)[..., None].astype(np.uint8) * 255
+        image = np.concatenate([np.full((HEIGHT, WIDTH, 3), 90, np.uint8), opacity], axis=-1)
+        cv2.imwrite(str(tmp_path / f"spider/0/images/{frame:03d}.png"), image)
+    moment = open_loader(settings, CONFIG).read(1, RNG(0))
+    assert np.array_equal(moment.mask.astype(bool), true_mask(2))
+
+
+def test_masks_may_be_pictures(tmp_path):
+    settings = write("rgbe_seg", tmp_path)
+    for path in (tmp_path / "train/seq1/sam3").glob("*.pt"):
+        write_picture(path.with_suffix(".png"), true_mask(int(path.stem[-5:])).astype(np.uint8))
+        path.unlink()
+    assert len(open_loader(settings, CONFIG)) == COUNT["rgbe_seg"]
+
+
+def test_sequences_are_chosen_by_pattern(tmp_path):
+    for name in ("cup", "tv"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        write_co3d(tmp_path)
+        (tmp_path / "cup").rename(tmp_path / "data" / name / "x")
+        (tmp_path / "data" / name / "x/12_34").rename(tmp_path / "data" / name / "12_34")
+    settings = entry("co3d", tmp_path / "data")
+    assert len(open_loader(settings, CONFIG)) == 2 * COUNT["co3d"]
+    chosen = open_loader(dataclasses.replace(settings, sequences=("tv/*",)), CONFIG)
+    assert {sequence.name for sequence, _ in chosen.index} == {"tv/12_34"}
+
+
+def test_numbers_in_names_decide_the_order(tmp_path):
+    for name in ("f10.png", "f9.png", "f100.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in in_order(tmp_path, "*.png")] == ["f9.png", "f10.png", "f100.png"]
+
+
+# What is wrong with a dataset
+
+
+def test_a_root_that_is_missing_is_named(tmp_path):
+    with pytest.raises(InputError, match="no folder") as error:
+        open_loader(entry("mvsec", tmp_path / "nowhere"), CONFIG)
+    assert error.value.reason == "no_dataset"
+
+
+@pytest.mark.parametrize("kind", list(WRITERS))
+def test_an_empty_folder_says_what_was_expected(kind, tmp_path):
+    with pytest.raises(InputError, match="expected <") as error:
+        len(open_loader(entry(kind, tmp_path), CONFIG))
+    assert error.value.reason == "no_samples"
+
+
+def test_sequences_without_events_are_counted_and_the_first_is_named(tmp_path):
+    settings = write("objaverse", tmp_path)
+    for name in ("a", "b"):
+        write_objaverse(tmp_path / name)
+        (tmp_path / name / "spider/0/events.aedat").unlink()
+        (tmp_path / name / "spider").rename(tmp_path / f"{name}_spider")
+        (tmp_path / name).rmdir()
+    loader = open_loader(settings, CONFIG)
+    with pytest.warns(RecordingWarning, match=r"a_spider/0/events\.aedat is missing"):
+        assert len(loader) == COUNT["objaverse"]
+    assert loader.left_out == {"missing_events": 2}
+
+
+BREAK = {
+    "cut picture": ("co3d", "cup/12_34/images/frame6.jpg", 60, "broken_picture"),
+    "cut mask": ("rgbe_seg", "train/seq1/sam3/person_00003.pt", 100, "broken_mask"),
+    "cut events": ("rgbe_seg", "train/seq1/event/00003.npz", 200, "broken_recording"),
+    "empty events": ("event_replica", "office0/event/0003.npz", 0, "broken_recording"),
+}
+
+
+@pytest.mark.parametrize("what", list(BREAK))
+def test_a_broken_file_is_left_out_and_counted(what, tmp_path):
+    kind, name, size, reason = BREAK[what]
+    settings = dataclasses.replace(write(kind, tmp_path), blur_frames=(1,))
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:size])
+    loader = open_loader(settings, CONFIG)
+    source = RecordedSource(loader, CONFIG, PLAIN)
+    with pytest.warns(RecordingWarning, match=Path(name).name):
+        batch = source.draw(source.size, RNG(0))
+    assert len(batch["true_mask"]) == source.size
+    assert loader.left_out == {reason: 1}
+
+
+def test_frames_with_few_events_are_left_out(tmp_path):
+    settings = write("rgbe_seg", tmp_path)
+    write_npz(tmp_path / "train/seq1/event/00002.npz", events_of(0, 1000, 10))
+    loader = open_loader(settings, CONFIG)
+    with pytest.raises(InputError, match="10 events, fewer than 50"):
+        loader.read(1, RNG(0))
+
+
+def test_a_dataset_that_is_broken_throughout_is_one_error(tmp_path):
+    settings = write("co3d", tmp_path)
+    (tmp_path / "cup/12_34/events.aedat").write_bytes(b"#!AER-DAT2.0\r\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError, match="none of 6 samples in a row") as error:
+            RecordedSource(open_loader(settings, CONFIG), CONFIG).draw(2, RNG(0))
+    assert error.value.reason == "bad_dataset"
+
+
+def test_objects_must_be_named_where_masks_are(tmp_path):
+    settings = dataclasses.replace(write("event_replica", tmp_path), object="")
+    with pytest.raises(ConfigurationError, match="set object"):
+        len(open_loader(settings, CONFIG))
+
+
+def test_recordings_are_read_once_and_forgotten_when_memory_is_short(tmp_path):
+    for name in "ab":
+        write_aedat2(tmp_path / name, all_events())
+    cache = EventCache(budget=all_events().nbytes)
+    a = cache.read(tmp_path / "a", (WIDTH, HEIGHT))
+    assert cache.read(tmp_path / "a", (WIDTH, HEIGHT)) is a
+    cache.read(tmp_path / "b", (WIDTH, HEIGHT))
+    assert cache.read(tmp_path / "a", (WIDTH, HEIGHT)) is not a
+
+
+# Mixtures
+
+
+class Constant:
+    """A source whose samples say which one it is."""
+
+    def __init__(self, value, *names):
+        self.value, self.name, self.names = value, f"source {value}", frozenset(names)
+
+    def draw(self, count, rng):
+        return {name: torch.full((count, 1), self.value) + rng.random() for name in self.names}
+
+
+def test_mixtures_draw_by_weight_and_have_what_all_sources_have():
+    mixture = Mixture([(Constant(0.0, "a", "b"), 1.0), (Constant(10.0, "a"), 3.0)], 50, 7)
+    batches = [mixture(step) for step in range(20)]
+    assert all(batch.keys() == {"a"} and batch["a"].shape == (50, 1) for batch in batches)
+    assert 0.7 < torch.cat([batch["a"] for batch in batches]).gt(5).float().mean() < 0.8
+
+
+def test_mixtures_are_the_same_for_the_same_seed_and_step():
+    def make(seed):
+        return Mixture([(Constant(0.0, "a"), 1.0), (Constant(10.0, "a"), 1.0)], 8, seed)
+
+    assert torch.equal(make(1)(3)["a"], make(1)(3)["a"])
+    assert not torch.equal(make(1)(3)["a"], make(1)(4)["a"])
+    assert not torch.equal(make(1)(3)["a"], make(2)(3)["a"])
+    parts = [make(1).share(3, rank, 2)["a"] for rank in (0, 1)]
+    assert [len(part) for part in parts] == [4, 4] and not torch.equal(*parts)
+
+
+def test_a_stage_that_needs_truth_names_the_data_that_lack_it(dataset):
+    recorded = RecordedSource(open_loader(dataset, CONFIG), CONFIG)
+    rendered = Constant(0.0, *PICTURES, *TRUTH)
+    require("pretrain", TRUTH, [rendered])
+    with pytest.raises(InputError, match=f"pretrain needs .*true_occupancy.*{dataset.kind}") as error:
+        require("pretrain", TRUTH, [rendered, recorded])
+    assert error.value.reason == "no_truth"
+
+
+# Settings
+
+
+def test_datasets_are_read_from_yaml():
+    @dataclasses.dataclass(frozen=True)
+    class Some:
+        datasets: tuple[DatasetConfig, ...] = ()
+
+    listed = [
+        {"kind": "rendered"},
+        {"kind": "co3d", "root": "x", "weight": 2, "sequences": ["cup/*"], "sensor": [4, 3]},
+    ]
+    first, second = from_dict(Some, {"datasets": listed}, "here").datasets
+    assert first == DatasetConfig("rendered")
+    assert second == DatasetConfig("co3d", 2.0, "x", ("cup/*",), sensor=(4, 3))
+    for wrong, said in (
+        ({"kind": "mvsek"}, r"datasets\[0\].*'mvsek'.*mvsec"),
+        ({"kind": "mvsec"}, "needs root"),
+        ({"kind": "rendered", "weight": 0}, "weight"),
+        ({"kind": "rendered", "wait": 1}, "unknown setting wait"),
+        ({"kind": "mvsec", "root": "x", "sensor": [3]}, "sensor"),
+        ({"kind": "mvsec", "root": "x", "blur_frames": [0]}, "blur_frames"),
+        ({"kind": "mvsec", "root": "x", "sequences": [1]}, r"sequences\[0\] must be of type str"),
+        ({}, "kind"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            from_dict(Some, {"datasets": [wrong]}, "here")
+    with pytest.raises(ConfigurationError, match="must be a list"):
+        from_dict(Some, {"datasets": {"kind": "rendered"}}, "here")
