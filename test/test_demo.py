@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from event_sam3d_ros import simulation
 from event_sam3d_ros.demo import make_bag, overview, processes, results, scene, truth
 from event_sam3d_ros.demo import run as demo_run
 from event_sam3d_ros.errors import ConfigurationError, RecordingError
@@ -27,6 +28,7 @@ from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import tencode
 from event_sam3d_ros.recordings.files import Calibration, EventChunk, Frame, Rosbag2Recording, Topics, open_recording
 from event_sam3d_ros.synthetic import world
+from event_sam3d_ros.synthetic.surface import surface_mesh
 
 WIDTH, HEIGHT = 96, 80
 K = np.array([[90.0, 0, 48], [0, 90.0, 40], [0, 0, 1]])
@@ -127,7 +129,7 @@ def test_the_bag_holds_what_the_simulator_made(bag: Path) -> None:
         expected = np.concatenate([getattr(frame.events, name) for frame in frames])
         np.testing.assert_array_equal(np.concatenate([getattr(chunk.events, name) for chunk in chunks]), expected)
     # Packets of at most 4 ms that nobody could have before they were over.
-    assert max(int(np.ptp(chunk.events.t)) for chunk in chunks) < make_bag.PACKET_US
+    assert max(int(np.ptp(chunk.events.t)) for chunk in chunks) < simulation.PACKET_US
     assert all(int(chunk.events.t[-1]) * 1000 < chunk.receive_ns for chunk in chunks)
     for role, attribute in (("image", "blurry"), ("mask", "degraded_mask")):
         pictures = [sample for sample in samples if isinstance(sample, Frame) and sample.role == role]
@@ -156,7 +158,7 @@ def test_the_bundled_recording_is_what_it_should_be() -> None:
 
 
 def test_the_mesh_is_closed_and_turned_outside() -> None:
-    vertices, faces = make_bag.surface_mesh(sphere_sdf())
+    vertices, faces = surface_mesh(sphere_sdf())
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     there = {tuple(edge) for edge in edges.tolist()}
     assert len(there) == len(edges)  # no edge twice in one direction

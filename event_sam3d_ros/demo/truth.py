@@ -84,12 +84,6 @@ def read_truth(bag: Path) -> dict[int, TrueObject] | None:
         raise RecordingError(f"{path} is not a ground truth file ({error!r})", reason="bad_truth") from error
 
 
-def write_truth(folder: Path, frame_id: str, objects: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the file above; ``objects`` hold plain numbers, lists and strings."""
-    content = {"frame_id": frame_id, "objects": list(objects)}
-    (folder / FILE_NAME).write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=160))
-
-
 def score_run(
     run: RunResult, truth: Mapping[int, TrueObject], K: Floats, width: int, height: int
 ) -> dict[int, dict[str, float]]:

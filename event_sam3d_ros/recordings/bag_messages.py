@@ -26,6 +26,7 @@ COMPRESSED_IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 IMU_TYPE = "sensor_msgs/msg/Imu"
 POSE_TYPE = "geometry_msgs/msg/PoseStamped"
+TF_TYPE = "tf2_msgs/msg/TFMessage"
 # Standard messages that samples are made of.
 STANDARD_TYPES = (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE, CAMERA_INFO_TYPE, IMU_TYPE, POSE_TYPE)
 
@@ -147,6 +148,19 @@ def encode_pose(pose: Pose) -> bytes | memoryview:
     return _serialize(_message(POSE_TYPE)(header=_header(pose), pose=inner), POSE_TYPE)
 
 
+def encode_transform(
+    stamp_ns: int, parent: str, child: str, translation: NDArray[Any], quaternion: NDArray[Any]
+) -> bytes | memoryview:
+    """The pose of frame ``child`` in ``parent``, (3,) metres and (4,) x y z w -> the bytes of a TFMessage."""
+    x, y, z, w = (float(value) for value in quaternion)
+    rotation = _message("geometry_msgs/msg/Quaternion")(x=x, y=y, z=z, w=w)
+    inner = _message("geometry_msgs/msg/Transform")(translation=_vector("Vector3", translation), rotation=rotation)
+    stamped = _message("geometry_msgs/msg/TransformStamped")(
+        header=_stamped_header(stamp_ns, parent), child_frame_id=child, transform=inner
+    )
+    return _serialize(_message(TF_TYPE)(transforms=[stamped]), TF_TYPE)
+
+
 def _vector(kind: str, values: NDArray[Any]) -> Any:
     x, y, z = (float(value) for value in values)
     return _message(f"geometry_msgs/msg/{kind}")(x=x, y=y, z=z)
@@ -205,9 +219,13 @@ def encode_calibration(calibration: Calibration) -> bytes | memoryview:
 
 
 def _header(sample: Frame | Calibration | Pose) -> Any:
-    seconds, nanoseconds = divmod(sample.stamp_ns, 1_000_000_000)
+    return _stamped_header(sample.stamp_ns, sample.frame_id)
+
+
+def _stamped_header(stamp_ns: int, frame_id: str) -> Any:
+    seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
     stamp = _message("builtin_interfaces/msg/Time")(sec=seconds, nanosec=nanoseconds)
-    return _message("std_msgs/msg/Header")(stamp=stamp, frame_id=sample.frame_id)
+    return _message("std_msgs/msg/Header")(stamp=stamp, frame_id=frame_id)
 
 
 @cache

@@ -27,6 +27,7 @@ from event_sam3d_ros.recordings.bag_messages import (
     IMAGE_TYPE,
     IMU_TYPE,
     POSE_TYPE,
+    RawMessage,
     encode_calibration,
     encode_frame,
     encode_imu,
@@ -45,11 +46,12 @@ Message = tuple[str, str, int, bytes | memoryview]
 
 def write_rosbag2(
     path: Path,
-    samples: Iterable[Sample],
+    samples: Iterable[Sample | RawMessage],
     *,
     storage: Literal["mcap", "sqlite3"] = "mcap",
 ) -> int:
     """Writes ``samples`` (by ascending receive time) as a new rosbag2 folder and returns the number of messages.
+    Messages of other topics may be among them as they are.
 
     Events become EventPackets of encoding evt3, or of libcaer where evt3 can't tell their times or pixels; mcap chunks
     are compressed by zstd. A folder that exists is refused (RecordingError); on any error nothing is left behind.
@@ -114,7 +116,9 @@ class SampleEncoder:
         self._last_us = self._shift_us = 0
         self._sequence = {"events": 0, "triggers": 0}
 
-    def __call__(self, sample: Sample) -> list[Message]:
+    def __call__(self, sample: Sample | RawMessage) -> list[Message]:
+        if isinstance(sample, RawMessage):
+            return [(sample.topic, sample.type, sample.receive_ns, sample.cdr)]
         if isinstance(sample, ImuChunk):
             return [self._imu(sample, i) for i in range(len(sample.t))]
         if isinstance(sample, EventChunk):
