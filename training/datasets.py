@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.preprocess import Crop, crop_resize, object_crops
 from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.layout import grid_centers
@@ -231,10 +231,16 @@ class Batches:
                 f"{folder} lacks cases from {min(missing, default=progress['cases'])} on: render them first"
             )
         self.rows, self.curriculum = np.arange(cases), curriculum
-        self.stores = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields(config, progress["sensor"])}
+        names = fields(config, progress["sensor"])
+        self.stores = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
         self.names = frozenset(self.stores)
         self.grid = config.direct.resolution
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
+        if len(self.allowed(0)) < batch_size:
+            raise ConfigurationError(
+                f"a batch of {batch_size} can't be drawn from {len(self.allowed(0))} cases: lower batch_size or render "
+                "and use more cases" + (" (the curriculum begins with those of little motion)" if curriculum else "")
+            )
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """The batch of a step: the same for the same seed, so that a resumed run goes on exactly."""

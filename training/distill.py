@@ -24,7 +24,7 @@ from event_sam3d_ros.sam3d.vit import Features, VisionTransformer
 from training.engine import load_stage_input, train
 from training.losses import feature_loss
 from training.pictures import sheet
-from training.settings import DistillConfig, arguments, prepare
+from training.settings import DistillConfig, arguments, command, prepare
 from training.sources import open_batches
 
 
@@ -134,6 +134,10 @@ def main() -> None:
     teacher, student = encoders(network)
     if not options.goes_on:
         student.load_state_dict(teacher.state_dict())
+
+    def draw(batch: dict[str, Tensor]) -> Tensor:
+        return sheet(batch, network(None, batch["degraded_events"], batch["degraded_mask"]))
+
     with open_batches(options.data, config.data, model, stage) as batches:
         train(
             "distill",
@@ -145,10 +149,10 @@ def main() -> None:
             options.out,
             options.device,
             held_out=batches.held_out,
-            draw=lambda b: sheet(b, network(None, b["degraded_events"], b["degraded_mask"])),
+            draw=draw if isinstance(network, Network) else None,
             tensorboard=options.tensorboard,
         )
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

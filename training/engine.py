@@ -27,6 +27,7 @@ from training.settings import PRECISIONS, StageConfig
 MIN_HIDDEN = 32  # channels in and out; first layers have fewer, and so have all last ones but LAST_LAYER
 LAST_LAYER = "columns"
 LOG_EVERY = 20  # steps
+LICENCE = "Apache-2.0"  # of weights that nothing but procedural objects went into
 _LAYERS = (nn.Conv2d, nn.Linear)
 
 LossFunction = Callable[[dict[str, Tensor], np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
@@ -41,11 +42,12 @@ Draw = Callable[[dict[str, Tensor]], Tensor]
 def load_stage_input(path: Path, config: ModelConfig) -> Network | FlowNetwork:
     """The network that an earlier stage wrote, or one that shipped, in float32; it must have the configuration that is
     trained now. fp16 weights are enough to go on from: a stage starts with a fresh optimizer anyway."""
-    network, _ = load_checkpoint(path)
+    network, info = load_checkpoint(path)
     if network.config != config:
         raise CheckpointError(
             f"{path} was made for another configuration than the one given", reason="wrong_checkpoint"
         )
+    network.licence = info.get("licence", LICENCE)  # what is made from weights keeps theirs
     return network.float()
 
 
@@ -84,7 +86,7 @@ def train(
                 run.train_step()
                 done = run.step == stage.steps
                 scalars: dict[str, float] = {}
-                if run.step % LOG_EVERY == 1 or done:
+                if run.step % LOG_EVERY == 0 or run.step == 1 or done:
                     scalars = run.scalars()
                     bar.set_postfix_str(" ".join(f"{k}={v:.3f}" for k, v in scalars.items() if "/" not in k))
                 if stage.validate_every and (run.step % stage.validate_every == 0 or done):
@@ -255,7 +257,8 @@ class _Run:
         temporary.replace(self.state_file)
 
     def _write_model(self) -> None:
-        info = {"tag": self.name, "version": __version__, "licence": "Apache-2.0", "steps": str(self.step)}
+        licence = getattr(self.network, "licence", LICENCE)
+        info = {"tag": self.name, "version": __version__, "licence": licence, "steps": str(self.step)}
         with self._averaged_weights():
             save_checkpoint(self.out, self.network, info, torch.float32)
 

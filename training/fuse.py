@@ -20,7 +20,7 @@ from training.engine import load_stage_input, train
 from training.losses import geometry_loss, grid_iou, teacher_loss
 from training.pictures import sheet
 from training.pretrain import blacken
-from training.settings import FuseConfig, arguments, prepare
+from training.settings import FuseConfig, arguments, command, prepare
 from training.sources import open_batches
 
 FINISHING_MODES = {"fused": 0.5, "sharp": 0.25, "blurry": 0.1, "events": 0.15}
@@ -58,8 +58,18 @@ def main() -> None:
     parser.add_argument(
         "--unfreeze", action="store_true", help="the finishing phase: train everything against the truth"
     )
+    parser.add_argument(
+        "--structure",
+        type=Path,
+        help="flow head, --unfreeze: the structure VAE of stage 0 (default: WEIGHTS with .structure.safetensors)",
+    )
     options = parser.parse_args()
     config, model = prepare(options)
+    if model.head == "flow":
+        from training.flow.stages import fuse
+
+        fuse(options, config, model)
+        return
     network = load_stage_input(options.weights, model)
     name, stage, trained = (
         ("unfreeze", config.unfreeze, [network])
@@ -89,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

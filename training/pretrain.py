@@ -3,7 +3,7 @@
 ``python -m training.pretrain --data DIR --out pretrained.safetensors``
 
 This stands in for the released SAM 3D weights at sizes for which there are none. ``--weights`` continues from a model
-file, a shipped one for instance, with a fresh optimizer.
+file, a shipped one for instance, with a fresh optimizer. The flow head's phases are in `training.flow.stages`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from event_sam3d_ros.sam3d.network import Network
 from training.engine import load_stage_input, train
 from training.losses import geometry_loss
 from training.pictures import sheet
-from training.settings import PretrainConfig, arguments, prepare
+from training.settings import PretrainConfig, arguments, command, prepare
 from training.sources import open_batches
 
 
@@ -50,6 +50,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="model file to continue from")
     options = parser.parse_args()
     config, model = prepare(options)
+    if model.head == "flow":
+        from training.flow.stages import pretrain
+
+        pretrain(options, config, model)
+        return
     stage = config.pretrain
     torch.manual_seed(stage.seed)
     network = load_stage_input(options.weights, model) if options.weights else Network(model)
@@ -70,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

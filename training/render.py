@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from training.datasets import render
-from training.settings import load_config
+from training.settings import command, load_config
 
 
 def main() -> None:
@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
 
-from event_sam3d_ros.errors import ConfigurationError
+from event_sam3d_ros.errors import ConfigurationError, EventSam3dError
 from event_sam3d_ros.sam3d.config import ModelConfig, from_dict
 from training.datasets import DataConfig
 
@@ -137,3 +139,14 @@ def prepare(options: argparse.Namespace) -> tuple[TrainingConfig, ModelConfig]:
     if options.threads:
         torch.set_num_threads(options.threads)
     return load_config(options.config)
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs a command; what is wrong with its input becomes one line and exit code 2."""
+    try:
+        main()
+    except EventSam3dError as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
