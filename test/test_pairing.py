@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from event_sam3d_ros.nodes.pairing import StampPairing
+from event_sam3d_ros.pairing import StampPairing
 
 MS = 1_000_000
 

@@ -73,14 +73,16 @@ class TrueObject:
 
 def read_truth(bag: Path) -> dict[int, TrueObject] | None:
     """Truth beside the bag (in its folder, or next to its file) by object id; None where there is none."""
-    folder = bag if bag.is_dir() else bag.parent
-    path = folder / FILE_NAME
-    if not path.is_file():
-        return None
+    path = (bag if bag.is_dir() else bag.parent) / FILE_NAME
+    return read_truth_file(path) if path.is_file() else None
+
+
+def read_truth_file(path: Path) -> dict[int, TrueObject]:
+    """Truth by object id; meshes lie beside the file. RecordingError for a file of another kind."""
     try:
         content = yaml.safe_load(path.read_text())
-        return {int(item["id"]): _true_object(folder, item) for item in content["objects"]}
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        return {int(item["id"]): _true_object(path.parent, item) for item in content["objects"]}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise RecordingError(f"{path} is not a ground truth file ({error!r})", reason="bad_truth") from error
 
 

@@ -1,7 +1,8 @@
 """A recording through the same core as the nodes, frame by frame, without ROS: what every frame should have given.
 
-Nothing is dropped here for want of time, however slow the model. Messages that can't be used are skipped and reported
-as the nodes do.
+Events go through `EventWindows`, messages of one stamp through `StampPairing`, and both together through
+`build_observation`, as in the nodes. Nothing is dropped here for want of time, however slow the model. Messages that
+can't be used are skipped and reported as the nodes do.
 """
 
 from __future__ import annotations
@@ -12,20 +13,29 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.errors import EventSam3dError, InputError
+from event_sam3d_ros.evaluation.poses import CameraPose, PoseTrack
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.windows import EventWindow, EventWindows, WindowSettings
 from event_sam3d_ros.observations import FrameArrays, build_observation
+from event_sam3d_ros.pairing import Frame as FramePieces
+from event_sam3d_ros.pairing import StampPairing
 from event_sam3d_ros.pixels import depth_from_pixels, rgb_from_pixels
 from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
-from event_sam3d_ros.recordings.bag_messages import EVENT_PACKET_TYPES, RawMessage, decode_calibration, decode_frame
+from event_sam3d_ros.recordings.bag_messages import (
+    EVENT_PACKET_TYPES,
+    RawMessage,
+    decode_calibration,
+    decode_frame,
+    decode_pose,
+)
 from event_sam3d_ros.recordings.files import Calibration, Frame, Recording, Rosbag2Recording, Topics
 from event_sam3d_ros.recordings.rosbag2_writer import SampleEncoder
 from event_sam3d_ros.recordings.samples import Role
@@ -36,13 +46,14 @@ Report: TypeAlias = Callable[[str, str], None]
 # Masks come from a network that may be slow: the demo waits as long.
 PAIR_TIMEOUT_S = 1.0
 DEPTH_TOLERANCE_NS = 20_000_000
-_KEPT = 60  # masks and depth images
+_POSES_KEPT = 4000  # camera poses: several seconds of a motion capture system
 
 
 @dataclass
 class ReplayedFrame:
     """One RGB frame with what belongs to it. ``observation`` is None where mask or calibration are missing or do not
-    fit the frame."""
+    fit the frame, and ``reason`` says which; ``window``: the events' window, with its image; ``camera_pose``: of the
+    recording itself."""
 
     stamp_ns: int
     image: NDArray[np.uint8]
@@ -50,13 +61,25 @@ class ReplayedFrame:
     event_count: int
     mask: NDArray[np.generic] | None
     observation: Observation | None
+    frame_id: str = ""
+    window: EventWindow | None = None
+    camera_pose: CameraPose | None = None
+    reason: str = ""
 
 
 @dataclass
-class _Pending:
-    frame: Frame
-    arrived_s: float
-    window: EventWindow | None = None
+class Seen:
+    """What has come of one kind: number, and stamps of the first and the last, ns."""
+
+    count: int = 0
+    first_ns: int = 0
+    last_ns: int = 0
+
+    def add(self, stamp_ns: int) -> None:
+        """One more."""
+        self.first_ns = self.first_ns if self.count else stamp_ns
+        self.last_ns = stamp_ns
+        self.count += 1
 
 
 def replay(
@@ -81,11 +104,7 @@ def replay_frames(
     Frames with fewer than ``min_events`` events in their window are observed without them. ``report(reason, sentence)``
     gets what is skipped or unusual; without it, the log. RecordingError if the recording itself ends too early.
     """
-    state = _Replay(recording, min_events, report or _log)
-    for message in _messages(recording):
-        state.receive(message)
-        yield from state.finished(message.receive_ns / 1e9)
-    yield from state.finished(math.inf)
+    return Replay(recording, min_events, report or _log).frames()
 
 
 def _log(reason: str, sentence: str) -> None:
@@ -103,110 +122,139 @@ def _messages(recording: Recording) -> Iterator[RawMessage]:
             yield RawMessage(topic, kind, receive_ns, bytes(cdr))
 
 
-class _Replay:
-    """Everything received so far that a frame may still need."""
+class Replay:
+    """One reading of a recording. ``observer``, if given, gets every message as it is read.
 
-    def __init__(self, recording: Recording, min_events: int, report: Report) -> None:
-        self._report, self._min_events = report, min_events
+    ``seen``: what has come by ``events``, ``image``, ``mask``, ``depth``, ``camera_info`` and ``pose``.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        min_events: int,
+        report: Report,
+        observer: Callable[[RawMessage], None] | None = None,
+    ) -> None:
+        self._recording, self._report, self._min_events = recording, report, min_events
+        self._observer = observer
         bag = recording if isinstance(recording, Rosbag2Recording) else None
-        self._topics = bag.topics if bag else Topics()
+        topics = bag.topics if bag else Topics()
         types = bag.types if bag else {}
-        self._roles: dict[str, Role] = {
-            self._topics.image: "image", self._topics.mask: "mask", self._topics.depth: "depth"
-        }  # fmt: skip
-        event_type = types.get(self._topics.events, EVENT_PACKET_TYPES[0])
+        self._kinds = {
+            getattr(topics, kind): kind for kind in ("events", "image", "mask", "depth", "camera_info", "pose")
+        }
+        self.seen = {kind: Seen() for kind in self._kinds.values()}
+        event_type = types.get(topics.events, EVENT_PACKET_TYPES[0])
         self._settings = WindowSettings()
         self._windows = EventWindows(event_type, self._settings, EventBuffer(), report)
-        self._depth_is_expected = self._topics.depth in types
+        depth_is_expected = topics.depth in types
+        self._pairing = StampPairing(
+            [("image",)],
+            [("event_image",), ("mask",)],
+            report,
+            near="depth",
+            near_expected=lambda: depth_is_expected or self.seen["depth"].count > 0,
+        )
+        self._pairing.timeout_s, self._pairing.tolerance_ns = PAIR_TIMEOUT_S, DEPTH_TOLERANCE_NS
         self._camera: CameraModel | None = None
-        self._masks: deque[Frame] = deque(maxlen=_KEPT)
-        self._depths: deque[Frame] = deque(maxlen=_KEPT)
-        self._pending: deque[_Pending] = deque()
+        self._poses: deque[CameraPose] = deque(maxlen=_POSES_KEPT)
+        self._now_s = 0.0
 
-    def receive(self, message: RawMessage) -> None:
-        """Takes a message in; one that can't be used is reported."""
+    def frames(self) -> Iterator[ReplayedFrame]:
+        """Every RGB frame in order. RecordingError if the recording itself ends too early."""
+        for message in _messages(self._recording):
+            if self._observer is not None:
+                self._observer(message)
+            self._now_s = message.receive_ns / 1e9
+            yield from self._finished(self._receive(message))
+            yield from self._finished(self._windows_out())
+        self._now_s = math.inf
+        yield from self._finished(self._windows_out())
+
+    def _receive(self, message: RawMessage) -> list[FramePieces]:
+        """Takes a message in; one that can't be used is reported. Gives frames that are ready by it."""
+        kind = self._kinds.get(message.topic)
         try:
-            if message.topic == self._topics.events:
+            if kind == "events":
                 self._windows.add_packet(message.cdr)
-            elif message.topic == self._topics.camera_info:
-                self._camera = _camera(decode_calibration(message), self._camera)
-            elif message.topic in self._roles:
-                self._take_frame(decode_frame(message, self._roles[message.topic]))
+                newest = self._windows.stream.newest
+                self.seen["events"].add(newest.stamp_ns if newest else message.receive_ns)
+            elif kind == "camera_info":
+                calibration = decode_calibration(message)
+                self.seen[kind].add(calibration.stamp_ns)
+                self._camera = _camera(calibration, self._camera)
+            elif kind == "pose":
+                pose = decode_pose(message)
+                self.seen[kind].add(pose.stamp_ns)
+                self._poses.append(CameraPose(pose.stamp_ns, pose.position, pose.orientation))
+            elif kind is not None:
+                return self._take_frame(decode_frame(message, cast(Role, kind)))
         except EventSam3dError as error:
             self._report(error.reason, str(error))
+        return []
 
-    def _take_frame(self, frame: Frame) -> None:
-        if frame.role == "mask":
-            self._masks.append(frame)
-        elif frame.role == "depth":
-            self._depths.append(frame)
-        else:
-            now_s = frame.receive_ns / 1e9
-            self._windows.add_frame(frame.stamp_ns, frame.frame_id, now_s, frame.exposure_ns)
-            self._pending.append(_Pending(frame, now_s))
+    def _take_frame(self, frame: Frame) -> list[FramePieces]:
+        role: Role = frame.role
+        self.seen[role].add(frame.stamp_ns)
+        if role == "image":
+            self._windows.add_frame(frame.stamp_ns, frame.frame_id, self._now_s, frame.exposure_ns)
+        return self._pairing.add(role, frame.stamp_ns, frame, self._now_s)
 
-    def finished(self, now_s: float) -> Iterator[ReplayedFrame]:
-        """The frames that are complete or have waited long enough, in their order."""
-        for window in self._windows.ready(now_s):
-            for pending in self._pending:
-                if pending.frame.stamp_ns == window.stamp_ns:
-                    pending.window = window
-        while self._pending and self._is_complete(self._pending[0], now_s):
-            frame = self._finish(self._pending.popleft())
-            if frame is not None:
-                yield frame
+    def _windows_out(self) -> list[FramePieces]:
+        """The frames that are ready by windows that are complete or have waited long enough, or by time alone."""
+        frames: list[FramePieces] = []
+        for window in self._windows.ready(self._now_s):
+            frames += self._pairing.add("event_image", window.stamp_ns, window, self._now_s)
+        return frames + self._pairing.expire(self._now_s)
 
-    def _is_complete(self, pending: _Pending, now_s: float) -> bool:
-        waited_s = now_s - pending.arrived_s
-        if waited_s < self._settings.max_wait_s and pending.window is None:
-            return False
-        if waited_s >= PAIR_TIMEOUT_S:
-            return True
-        stamp = pending.frame.stamp_ns
-        # Once a depth image of this stamp or a later one is here, none that fits better will come.
-        has_depth = not self._depth_is_expected or any(depth.stamp_ns >= stamp for depth in self._depths)
-        return has_depth and self._mask_of(stamp) is not None
+    def _finished(self, frames: list[FramePieces]) -> Iterator[ReplayedFrame]:
+        for frame in frames:
+            try:
+                image = rgb_from_pixels(frame.messages["image"].data)
+            except InputError as error:
+                self._report(error.reason, str(error))
+                continue
+            yield self._replayed(frame, image)
 
-    def _finish(self, pending: _Pending) -> ReplayedFrame | None:
-        window = pending.window
-        mask = self._mask_of(pending.frame.stamp_ns)
-        observation = None
+    def _replayed(self, frame: FramePieces, image: NDArray[np.uint8]) -> ReplayedFrame:
+        window: EventWindow | None = frame.messages.get("event_image")
+        mask: Frame | None = frame.messages.get("mask")
+        observation, reason = None, ""
         try:
-            image = rgb_from_pixels(pending.frame.data)
+            if mask is None:
+                reason = "missing_mask"  # the pairing has reported it
+            elif self._camera is None:
+                raise InputError("a frame came before any usable CameraInfo: it has no result", reason="no_camera_info")
+            else:
+                observation = build_observation(_arrays(frame, image), self._camera, self._min_events, self._report)
         except InputError as error:
-            self._report(error.reason, str(error))
-            return None
-        try:
-            if mask is not None and self._camera is not None:
-                arrays = self._arrays(pending, image, mask)
-                observation = build_observation(arrays, self._camera, self._min_events, self._report)
-        except InputError as error:
+            reason = error.reason
             self._report(error.reason, str(error))
         return ReplayedFrame(
-            stamp_ns=pending.frame.stamp_ns,
+            stamp_ns=frame.stamp_ns,
             image=image,
             event_image=None if window is None else window.image,
             event_count=0 if window is None else window.event_count,
             mask=None if mask is None else mask.data,
             observation=observation,
+            frame_id=frame.messages["image"].frame_id,
+            window=window,
+            camera_pose=PoseTrack(self._poses).at(frame.stamp_ns) if self._poses else None,
+            reason=reason,
         )
 
-    def _arrays(self, pending: _Pending, image: NDArray[np.uint8], mask: Frame) -> FrameArrays:
-        stamp, window = pending.frame.stamp_ns, pending.window
-        depth = min(self._depths, key=lambda frame: abs(frame.stamp_ns - stamp), default=None)
-        if depth is not None and abs(depth.stamp_ns - stamp) > DEPTH_TOLERANCE_NS:
-            depth = None
-        return FrameArrays(
-            stamp_ns=stamp,
-            mask=mask.data,
-            image=image,
-            event_image=None if window is None else window.image,
-            event_count=0 if window is None else window.event_count,
-            depth=None if depth is None else depth_from_pixels(depth.data),
-        )
 
-    def _mask_of(self, stamp_ns: int) -> Frame | None:
-        return next((mask for mask in self._masks if mask.stamp_ns == stamp_ns), None)
+def _arrays(frame: FramePieces, image: NDArray[np.uint8]) -> FrameArrays:
+    pieces: dict[str, Any] = frame.messages
+    window, depth = pieces.get("event_image"), pieces.get("depth")
+    return FrameArrays(
+        stamp_ns=frame.stamp_ns,
+        mask=pieces["mask"].data,
+        image=image,
+        event_image=None if window is None else window.image,
+        event_count=0 if window is None else window.event_count,
+        depth=None if depth is None else depth_from_pixels(depth.data),
+    )
 
 
 def _camera(calibration: Calibration, before: CameraModel | None) -> CameraModel:

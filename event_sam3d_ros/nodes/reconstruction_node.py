@@ -20,7 +20,7 @@ from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.errors import CalibrationError, EventSam3dError, InputError, excerpt
 from event_sam3d_ros.msg import EventWindow, ReconstructedObjectArray
 from event_sam3d_ros.nodes import conversions, debug_image, outputs
-from event_sam3d_ros.nodes.pairing import Frame, StampPairing
+from event_sam3d_ros.pairing import Frame, StampPairing
 from event_sam3d_ros.nodes.parameters import RECONSTRUCTION_NODE
 from event_sam3d_ros.nodes.pipeline_node import NO_CLOCK, PipelineNode, run_node
 from event_sam3d_ros.nodes.worker import LatestWinsWorker

@@ -121,7 +121,7 @@ def test_time_may_start_over(tmp_path: Path) -> None:
     frames, reports = played(tmp_path / "bag", make_samples(), earlier_at_the_end)
     assert len(frames) == 2 * COUNT
     assert all(frame.observation is not None for frame in frames)
-    assert reports["backward_time"] == 1
+    assert reports["backward_time"] == 2  # of the events and of the pairing: two nodes live
 
 
 def test_a_mask_of_another_size_costs_its_frame_alone(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ FILES = {
         *(str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.glob("camera/*.py"))),
     ],
     "reconstruction_node": [
-        *("nodes/reconstruction_node.py", "nodes/pairing.py", "nodes/conversions.py", "observations.py"),
+        *("nodes/reconstruction_node.py", "pairing.py", "nodes/conversions.py", "observations.py"),
         *("pixels.py", "camera/model.py", "preprocess.py", "reconstructor.py", "sam3d/checkpoint.py"),
         *("direct_pipeline.py", "flow_pipeline.py", "sam3d/preprocessing.py", "sam3d/condition.py"),
         "sam3d/geometry_flow.py",
