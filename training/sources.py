@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,12 +26,19 @@ _FIRST_HELD_OUT = _CASES_OF_A_SEED - 10**6
 
 @contextmanager
 def open_batches(
-    folder: Path | None, data: DataConfig, config: ModelConfig, stage: StageConfig
+    folder: Path | None, data: DataConfig, config: ModelConfig, stage: StageConfig, shows: str = "blurry"
 ) -> Iterator[Batches | Stream]:
-    """The batches of a stage: from ``folder``, or, with ``stream: true`` in the data's settings, rendered meanwhile."""
+    """The batches of a stage: from ``folder``, or, with ``stream: true`` in the data's settings, rendered meanwhile.
+    ``shows``: of the flow head's batches, see `training.flow.batches.SHOWS`."""
+    rendered: Callable[..., Batches] = Batches
+    streamed: Callable[..., Stream] = Stream
+    if config.head == "flow":
+        from training.flow.batches import FlowBatches, FlowStream
+
+        rendered, streamed = partial(FlowBatches, shows=shows), partial(FlowStream, shows=shows)
     if data.stream:
         with ProcessPoolExecutor(data.workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            stream = Stream(data, config, stage.batch_size, stage.seed, pool)
+            stream = streamed(data, config, stage.batch_size, stage.seed, pool)
             try:
                 yield stream
             finally:
@@ -38,7 +46,7 @@ def open_batches(
     elif folder is None:
         raise ConfigurationError("give --data, the folder of rendered samples, or set `stream: true` in the data")
     else:
-        yield Batches(
+        yield rendered(
             folder,
             config,
             stage.batch_size,

@@ -7,7 +7,8 @@ the names of `preprocessing.ObjectInputs.views`; pointmaps belong to both. ``pos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from event_sam3d_ros.sam3d.flow import Latents
 from event_sam3d_ros.sam3d.layout import ObjectPose, encode_pose
 from event_sam3d_ros.sam3d.pointmap import pointmap_from_depth, prior_pointmap
 from event_sam3d_ros.sam3d.preprocessing import object_inputs
-from training.datasets import Batches
+from training.datasets import Batches, DataConfig
 from training.flow.samples import OCCUPANCY
+from training.sources import Stream
 
 POINTMAP_DROPOUT = 0.1  # of the released model's condition; here of whole batches, for their targets differ too
 MIRRORED = 0.5
@@ -31,55 +33,105 @@ MIRRORED = 0.5
 Row = Mapping[str, npt.NDArray]
 
 
+SHOWS = ("shapes", "sharp", "blurry")
+"""What batches hold: occupancy alone, for the structure VAE; the sharp frame, for stage 0, where half of the objects
+are cut by the true mask and half by the one that was found in the blurry frame, and half of those also show the latter;
+all, cut by the mask that was found, for the event stages."""
+
+
 class FlowBatches(Batches):
     """Random batches of stored cases with augmentation: a step's batch is the same for the same seed.
 
-    ``estimated``: windows are those of the mask that was found in the blurry frame, and blurry frames and events are
-    added (the event stages). Else (stage 0) half of the objects are cut by the true mask and half by the estimated one;
-    of those, half also show the estimated one.
+    ``shows``: one of `SHOWS`; the rest as `Batches`.
     """
 
     def __init__(
-        self, folder: Path, config: ModelConfig, batch_size: int, seed: int, cases: int, estimated: bool
+        self,
+        folder: Path,
+        config: ModelConfig,
+        batch_size: int,
+        seed: int,
+        cases: int,
+        validation: int = 0,
+        curriculum: int = 0,
+        shows: str = "blurry",
     ) -> None:
-        super().__init__(folder, config, batch_size, seed, cases)
-        self.config, self.estimated = config, estimated
+        super().__init__(folder, config, batch_size, seed, cases, validation=validation, curriculum=curriculum)
+        self.config, self.shows = config, shows
 
-    def draw(self, count: int, rng: np.random.Generator, part: slice = slice(None)) -> dict[str, Tensor]:
-        """``count`` different cases, of which the ``part`` is made."""
-        rows = np.sort(rng.choice(self.rows, count, replace=False))
-        seeds = rng.integers(2**63, size=count)
-        with_points = rng.random() >= POINTMAP_DROPOUT
-        examples = [
-            self._example(row, with_points, np.random.default_rng(seed))
-            for row, seed in zip(rows[part], seeds[part], strict=True)
-        ]
-        return {name: torch.cat([example[name] for example in examples]) for name in examples[0]}
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        return self.share(step, 0, 1)
 
     def share(self, step: int, rank: int, count: int) -> dict[str, Tensor]:
-        """One of ``count`` processes' part of the batch of a step."""
-        return self.draw(self.batch_size, np.random.default_rng([self.seed, step]), slice(rank, None, count))
+        """The part of a step's batch that process ``rank`` of ``count`` takes."""
+        rng = np.random.default_rng([self.seed, step])
+        rows = np.sort(rng.choice(self.allowed(step), self.batch_size, replace=False))
+        return self._make(rows[rank::count], has_points(self.seed, step), [self.seed, step])
 
-    def _example(self, index: int, with_points: bool, rng: np.random.Generator) -> dict[str, Tensor]:
-        row = augmented({name: store[index] for name, store in self.stores.items()}, rng)
-        window, shown = "degraded_mask", "true_mask"
-        if not self.estimated:
-            if rng.random() < 0.5:
-                window = "true_mask"
-            elif rng.random() < 0.5:
-                shown = "degraded_mask"
-        return example(row, self.config, row[shown], row[window], with_points, blurry=self.estimated)
+    def held_out(self, number: int) -> dict[str, Tensor]:
+        rows = len(self.rows) + np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        return self._make(rows, True, None)
+
+    def _make(self, rows: npt.NDArray[np.int64], with_points: bool, seeds: list[int] | None) -> dict[str, Tensor]:
+        return stack(
+            [
+                make_example(
+                    {name: store[row] for name, store in self.stores.items()},
+                    self.config,
+                    self.shows,
+                    with_points,
+                    None if seeds is None else np.random.default_rng([*seeds, 1 + row]),
+                )
+                for row in rows
+            ]
+        )
 
 
-class ShapeBatches(FlowBatches):
-    """The same without pictures and poses: what the structure VAE learns from."""
+class FlowStream(Stream):
+    """The same of cases that are rendered while the network trains."""
 
-    def __init__(self, folder: Path, config: ModelConfig, batch_size: int, seed: int, cases: int) -> None:
-        super().__init__(folder, config, batch_size, seed, cases, estimated=False)
+    def __init__(
+        self,
+        data: DataConfig,
+        config: ModelConfig,
+        batch_size: int,
+        seed: int,
+        pool: ProcessPoolExecutor,
+        shows: str = "blurry",
+    ) -> None:
+        super().__init__(data, config, batch_size, seed, pool)
+        self.shows = shows
 
-    def _example(self, index: int, with_points: bool, rng: np.random.Generator) -> dict[str, Tensor]:
-        grid = occupancy(self.stores["occupancy"][index], self.config.flow.resolution)
-        return {"occupancy": grid.flip(2) if rng.random() < MIRRORED else grid}
+    def _sample(self, case: int, values: dict[str, npt.NDArray], augmented: bool) -> dict[str, Tensor]:
+        rng = np.random.default_rng([self.seed, case]) if augmented else None
+        with_points = not augmented or has_points(self.seed, case // self.batch_size)
+        return make_example(values, self.config, self.shows, with_points, rng)
+
+
+def has_points(seed: int, step: int) -> bool:
+    """Whether the batch of a step has pointmaps."""
+    return np.random.default_rng([seed, step, 0]).random() >= POINTMAP_DROPOUT
+
+
+def make_example(
+    row: Row, config: ModelConfig, shows: str, with_points: bool, rng: np.random.Generator | None
+) -> dict[str, Tensor]:
+    """A batch of one stored case, varied by ``rng``; None: as it is."""
+    if shows == "shapes":
+        grid = occupancy(row["occupancy"], config.flow.resolution)
+        return {"occupancy": grid.flip(2) if rng is not None and rng.random() < MIRRORED else grid}
+    window, mask = ("degraded_mask" if shows == "blurry" else "true_mask"), "true_mask"
+    if rng is not None:
+        row = augmented(row, rng)
+        if shows == "sharp" and rng.random() < 0.5:
+            window = "degraded_mask"
+            mask = "degraded_mask" if rng.random() < 0.5 else "true_mask"
+    return example(row, config, row[mask], row[window], with_points, blurry=shows == "blurry")
+
+
+def stack(examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Batches of one as one batch."""
+    return {name: torch.cat([one[name] for one in examples]) for name in examples[0]}
 
 
 def example(

@@ -8,62 +8,84 @@ velocities.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
 
+from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig
 from event_sam3d_ros.sam3d.embedder_fuser import IMAGES
 from event_sam3d_ros.sam3d.flow import Latents, draw_noise, sample
 from event_sam3d_ros.sam3d.geometry_flow import SHAPE, GeometryFlow
 from event_sam3d_ros.sam3d.network import FlowNetwork
 from event_sam3d_ros.sam3d.vit import Features
-from training.engine import load_stage_input, train
+from training.engine import LossFunction, load_stage_input, train
 from training.flow import structure
-from training.flow.batches import FlowBatches, ShapeBatches, pose_latents, views
+from training.flow.batches import pose_latents, views
 from training.flow.matching import flow_matching_loss, shortcut_loss, velocity_errors
 from training.flow.structure import StructureVae
-from training.settings import TrainingConfig
+from training.settings import FuseConfig, StageConfig, TrainingConfig
+from training.sources import open_batches
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 Batch = dict[str, Tensor]
+Objective = Callable[[GeometryFlow, Tensor, Latents, torch.Generator], Loss]
 
 FINISHING_MODES = {"fused": 0.5, "sharp": 0.25, "blurry": 0.1, "events": 0.15}
 EVENTS = ("event_image", "rgb_event_image")
 
 
-def structure_path(out: Path) -> Path:
-    """Where stage 0 with the model file ``out`` writes its structure VAE."""
-    return out.with_name(f"{out.stem}.structure.safetensors")
+def structure_path(model_file: Path) -> Path:
+    """Where stage 0 keeps the structure VAE of the model that it writes."""
+    return model_file.with_name(f"{model_file.stem}.structure.safetensors")
 
 
 def pretrain(options: Namespace, config: TrainingConfig, model: ModelConfig) -> None:
-    """Stage 0: trains the network on sharp frames and writes ``options.out``."""
-    vae_file, matched_file = (
-        structure_path(options.out),
-        options.out.with_name(f"{options.out.stem}.matched.safetensors"),
-    )
+    """Stage 0: trains the network on sharp frames and writes ``options.out``. With ``options.weights`` it goes on from
+    these, with the shortcut objective, which holds flow matching."""
+    if config.pretrain.blurry:
+        raise ConfigurationError("pretrain.blurry is of the direct head: the flow's stage 0 sees sharp frames alone")
+    vae_file = structure_path(options.out)
     torch.manual_seed(config.pretrain.seed)
 
-    def run(name, stage, network, trained, loss, out) -> None:
-        source = partial(FlowBatches, estimated=False) if name != "structure" else ShapeBatches
-        batches = source(options.data, model, stage.batch_size, stage.seed, stage.cases)
-        train(name, network, trained, loss, batches, stage, out, options.device, tensorboard=options.tensorboard)
+    def run(
+        name: str, stage: StageConfig, network: Module, trained: list[Module], loss: LossFunction, out: Path
+    ) -> None:
+        shows = "shapes" if name == "structure" else "sharp"
+        with open_batches(options.data, config.data, model, stage, shows) as batches:
+            train(
+                name,
+                network,
+                trained,
+                loss,
+                batches,
+                stage,
+                out,
+                options.device,
+                held_out=batches.held_out,
+                tensorboard=options.tensorboard and options.tensorboard / name,
+            )
 
-    vae = StructureVae(model)
-    run("structure", config.structure, vae, [vae], lambda b, r: structure.loss(vae, b, r), vae_file)
-    vae = structure.load(vae_file, model).to(options.device)
-
-    network = new_network(model, vae)
-    run("pretrain", config.pretrain, network, matching_parts(network), matching(network, vae), matched_file)
-
-    network = trainable(matched_file, model)
-    run("shortcut", config.shortcut, network, shortcut_parts(network), matching(network, vae, True), options.out)
+    if options.weights:
+        vae, network = structure.load(structure_path(options.weights), model), trainable(options.weights, model)
+        structure.save(vae_file, vae)
+        vae.to(options.device)
+    else:
+        vae = StructureVae(model)
+        run("structure", config.structure, vae, [vae], lambda b, r: structure.loss(vae, b, r), vae_file)
+        vae = structure.load(vae_file, model).to(options.device)
+        network = new_network(model, vae)
+        matched = options.out.with_name(f"{options.out.stem}.matched.safetensors")
+        loss = matching(network, vae, flow_matching_loss, config.pretrain.drop_image)
+        run("pretrain", config.pretrain, network, matching_parts(network), loss, matched)
+        network = trainable(matched, model)
+    loss = matching(network, vae, shortcut_loss, config.pretrain.drop_image)
+    run("shortcut", config.shortcut, network, shortcut_parts(network), loss, options.out)
 
 
 def new_network(model: ModelConfig, vae: StructureVae) -> FlowNetwork:
@@ -82,25 +104,24 @@ def trainable(path: Path, model: ModelConfig) -> FlowNetwork:
     return network
 
 
-def matching_parts(network: FlowNetwork) -> list[nn.Module]:
+def matching_parts(network: FlowNetwork) -> list[Module]:
     """What flow matching trains: all but the event branch, the decoder and the embedding of step sizes, which joins
     silent, with zeros at its end, when steps become long (paper, appendix C.4)."""
     flow = network.flow
     return [network.condition.fuser, flow.t_embedder, flow.blocks, flow.latent_mapping]
 
 
-def shortcut_parts(network: FlowNetwork) -> list[nn.Module]:
+def shortcut_parts(network: FlowNetwork) -> list[Module]:
     """What the shortcut phase trains: the same and the embedding of step sizes."""
     return [network.condition.fuser, network.flow]
 
 
-def matching(network: FlowNetwork, vae: StructureVae, shortcut: bool = False):
-    """The loss of stage 0 on sharp frames: flow matching, or with the shortcut objective."""
-    objective = shortcut_loss if shortcut else flow_matching_loss
+def matching(network: FlowNetwork, vae: StructureVae, objective: Objective, drop_image: float = 0.0) -> LossFunction:
+    """The loss of stage 0 on sharp frames, of which the share ``drop_image`` is black."""
 
     def loss(batch: Batch, rng: np.random.Generator) -> Loss:
-        tokens = network.condition(views(batch, "sharp"))
-        return objective(network.flow, tokens, truth(vae, batch), generator(rng))
+        seen = blackened(views(batch, "sharp"), IMAGES, drop_image, rng)
+        return objective(network.flow, network.condition(seen), truth(vae, batch), generator(rng))
 
     return loss
 
@@ -115,18 +136,24 @@ def generator(rng: np.random.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(rng.integers(2**63)))
 
 
-def image_features(network: FlowNetwork, batch: Batch) -> tuple[Features, Features]:
+def blackened(seen: Batch, names: Collection[str], share: float, rng: np.random.Generator) -> Batch:
+    """Views with this share of their objects, by chance, black in the views ``names``, crop and full frame together."""
+    if not share:
+        return seen
+    kept = torch.from_numpy(rng.random(len(seen["mask"])) >= share)[:, None, None, None]
+    return {name: view * kept.to(view) if name in names else view for name, view in seen.items()}
+
+
+def image_features(network: FlowNetwork, batch: Batch, stages: Collection[str]) -> tuple[Features, Features]:
     """Stage 1: features of crops and full frames, the event encoder's of events and the frozen image encoder's of the
     sharp frame."""
-    condition = network.condition
-    stages = condition.fusion.stage_names
-    sharp, blurry = views(batch, "sharp"), views(batch, "blurry")
-    encoder = condition.fuser.image_encoder
+    teacher, student = network.condition.fuser.image_encoder, network.condition.event_encoder
+    assert student is not None  # `training.distill.encoders` asked
+    sharp = torch.cat([teacher.prepare(batch[f"sharp.{name}"]) for name in IMAGES])
+    events = torch.cat([student.prepare(batch[f"blurry.{name}"]) for name in EVENTS])
     with torch.no_grad():
-        teacher = encoder.encode(torch.cat([encoder.prepare(sharp[name]) for name in IMAGES]), keep=stages)
-    student = condition.event_encoder
-    seen = student.encode(torch.cat([student.prepare(blurry[name]) for name in EVENTS]), keep=stages)
-    return seen, teacher
+        target = teacher.encode(sharp, keep=stages)
+    return student.encode(events, keep=stages), target
 
 
 class Step(NamedTuple):
@@ -153,7 +180,7 @@ def path(flow: GeometryFlow, tokens: Tensor, noise: Latents, sampler: SamplerCon
     return steps
 
 
-def fusion_loss(network: FlowNetwork, batch: Batch, rng: np.random.Generator) -> Loss:
+def fusion_loss(network: FlowNetwork, batch: Batch, rng: np.random.Generator, stage: FuseConfig) -> Loss:
     """Stage 2: the network on the blurry frame and events has to give the velocities that it gives on the sharp frame.
 
     They are compared at one random step of the way that the sharp frame leads from random noise, in the model's own
@@ -167,25 +194,54 @@ def fusion_loss(network: FlowNetwork, batch: Batch, rng: np.random.Generator) ->
         noise = draw_noise(flow.latent_shapes, [random] * len(tokens), tokens.device)
         steps = path(flow, tokens, noise, network.config.flow.sampler)
     step = steps[rng.integers(len(steps))]
-    condition = flow.condition(network.condition(views(batch, "blurry")))
-    predicted, _ = flow(step.state, step.time, step.step_size, condition)
+    seen = blackened(views(batch, "blurry"), IMAGES, stage.drop_image, rng)
+    seen = blackened(seen, EVENTS, stage.drop_events, rng)
+    predicted, _ = flow(step.state, step.time, step.step_size, flow.condition(network.condition(seen)))
     return velocity_errors(predicted, step.velocity)
 
 
-def finishing(network: FlowNetwork, vae: StructureVae):
+def finishing(network: FlowNetwork, vae: StructureVae) -> LossFunction:
     """The loss of the finishing phase: the truth, in all input modes."""
 
     def loss(batch: Batch, rng: np.random.Generator) -> Loss:
         mode = str(rng.choice(list(FINISHING_MODES), p=list(FINISHING_MODES.values())))
         tokens = network.condition(mode_views(batch, mode))
         total, parts = shortcut_loss(network.flow, tokens, truth(vae, batch), generator(rng))
-        return total, {f"{mode}_{name}": value for name, value in parts.items() if name == SHAPE}
+        return total, {f"{mode}_{SHAPE}": parts[SHAPE]}
 
     return loss
 
 
-def mode_views(batch: Mapping[str, Tensor], mode: str) -> dict[str, Tensor]:
+def mode_views(batch: Batch, mode: str) -> Batch:
     """What an input mode shows: "sharp", "blurry", "events" or "fused"."""
     if mode == "sharp":
         return views(batch, "sharp")
     return views(batch, "blurry", without={"blurry": EVENTS, "events": IMAGES, "fused": ()}[mode])
+
+
+def fuse(options: Namespace, config: TrainingConfig, model: ModelConfig) -> None:
+    """Stage 2, or with ``options.unfreeze`` the finishing phase, which needs the structure VAE of stage 0."""
+    network = trainable(options.weights, model)
+    if network.condition.fusion is None:
+        raise ConfigurationError(f"the model {model.name} has no event branch: give its fusion a place")
+    if options.unfreeze:
+        vae = structure.load(options.structure or structure_path(options.weights), model).to(options.device)
+        trained: list[Module] = [network.condition, network.flow]
+        name, stage, loss = "unfreeze", config.unfreeze, finishing(network, vae)
+    else:
+        trained = [network.condition.fusion]
+        name, stage = "fuse", config.fuse
+        loss = lambda b, r: fusion_loss(network, b, r, config.fuse)  # noqa: E731
+    with open_batches(options.data, config.data, model, stage, "blurry") as batches:
+        train(
+            name,
+            network,
+            trained,
+            loss,
+            batches,
+            stage,
+            options.out,
+            options.device,
+            held_out=batches.held_out,
+            tensorboard=options.tensorboard,
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from event_sam3d_ros.errors import CheckpointError
-from event_sam3d_ros.sam3d.checkpoint import read_safetensors, tensor_problems
+from event_sam3d_ros.sam3d.checkpoint import read_safetensors, save_checkpoint, tensor_problems
 from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.structure_vae import StructureDecoder, StructureEncoder, grid_to_tokens
 from training.losses import occupancy_loss
@@ -50,11 +50,17 @@ def loss(vae: StructureVae, batch: dict[str, Tensor], rng: np.random.Generator) 
     return reconstruction + KL_WEIGHT * divergence, parts
 
 
+def save(path: Path, vae: StructureVae) -> None:
+    """Writes the VAE as `training.engine.train` does."""
+    save_checkpoint(path, vae, {"tag": "structure"}, torch.float32)
+
+
 def load(path: Path, config: ModelConfig) -> StructureVae:
     """The VAE that this phase wrote, on the CPU; CheckpointError if the file is another or does not fit ``config``."""
     if not path.is_file():
         raise CheckpointError(
-            f"no structure VAE at {path}: training.pretrain writes it beside its model file", reason="no_checkpoint"
+            f"no structure VAE at {path}: give the one that training.pretrain wrote beside its model file",
+            reason="no_checkpoint",
         )
     vae = StructureVae(config)
     state, _ = read_safetensors(path)
