@@ -24,6 +24,8 @@ from event_sam3d_ros.meshes import flood_fill, read_mesh, to_cells
 from event_sam3d_ros.sam3d.layout import object_rotation
 
 if TYPE_CHECKING:
+    import open3d
+
     from event_sam3d_ros.reconstructor import Reconstruction
     from event_sam3d_ros.synthetic.shapes import Shape
 
@@ -32,7 +34,8 @@ Floats = NDArray[np.floating]
 RESOLUTION = 64  # cells along a solid's cube
 DIAMETER_DIRECTIONS = 300
 SURFACE_POINTS = 10_000
-COARSE_POINTS = 2_000
+ICP_SOURCE_POINTS = 500
+ICP_TARGET_POINTS = 2_000
 SMOOTHING_CELLS = 1.0  # Gaussian that turns the staircase of cells into a surface
 
 
@@ -58,10 +61,21 @@ class Normalised:
         """Search tree over all points."""
         return search_tree(self.points)
 
+    @property
+    def icp_source(self) -> open3d.geometry.PointCloud:
+        """The first few points, to be moved by ICP."""
+        return _cloud(self.points[:ICP_SOURCE_POINTS])
+
     @cached_property
-    def coarse_tree(self) -> cKDTree:
-        """Search tree over the first few points, for ICP."""
-        return search_tree(self.points[:COARSE_POINTS])
+    def icp_target(self) -> open3d.geometry.PointCloud:
+        """More of them, for ICP to move others to."""
+        return _cloud(self.points[:ICP_TARGET_POINTS])
+
+
+def _cloud(points: Floats) -> open3d.geometry.PointCloud:
+    import open3d
+
+    return open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
 
 
 def search_tree(points: Floats) -> cKDTree:

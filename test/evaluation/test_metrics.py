@@ -27,16 +27,16 @@ def moved(solid: Solid, rotation=None, shift=(0, 0, 0), scale=1.0) -> Solid:
 
 def test_a_solid_agrees_with_itself(hammer, K):
     mask = metrics.silhouette(hammer, K, 346, 260).astype(np.uint8)
-    result = metrics.evaluate(dataclasses.replace(hammer), hammer, mask, K, metric=True)
+    result = metrics.evaluate(dataclasses.replace(hammer), hammer, mask, K, metric=True, subset=True)
     perfect = dict.fromkeys(("iou", "viou_surface", "f1@0.01", "f1@0.05", "iou_camera", "mask_iou", "add_s@0.1"), 1.0)
-    perfect |= {"iou3d_box": 1.0, "chamfer": 0.0, "add_s": 0.0, "up_error_deg": 0.0}
+    perfect |= {"iou3d_box": 1.0, "chamfer": 0.0, "add_s": 0.0, "up_error_deg": 0.0, "emd": 0.0, "icp_rot": 0.0}
     assert result == pytest.approx(perfect, abs=1e-5)
 
 
 def test_metric_columns_only_where_depth_gives_the_scale(hammer, K):
     mask = metrics.silhouette(hammer, K, 346, 260).astype(np.uint8)
     without = metrics.evaluate(hammer, hammer, mask, K)
-    assert {"add_s", "add_s@0.1", "iou3d_box"}.isdisjoint(without)
+    assert {"add_s", "add_s@0.1", "iou3d_box", "emd", "icp_rot"}.isdisjoint(without)
 
 
 def test_sphere_against_cube(sphere, cube):
@@ -76,6 +76,53 @@ def test_icp_turns_a_prediction_back(hammer, angle):
     assert metrics.shape_metrics(turned, hammer)["iou"] > 0.93  # the camera frames still agree
 
 
+def test_emd_of_a_shift_is_its_length_and_does_not_depend_on_the_order():
+    points = np.random.default_rng(0).uniform(-1, 1, (600, 3))
+    shift = np.array([0.02, -0.01, 0.03])  # short against the spacing of the points: each goes to its own image
+    shuffled = np.random.default_rng(1).permutation(points[:512]) + shift
+    assert metrics.emd(points, shuffled) == pytest.approx(np.linalg.norm(shift))
+    assert metrics.emd(points, points + [5.0, 0, 0]) == pytest.approx(5)  # translation is optimal for any convex cost
+    assert metrics.emd(points, points) == 0
+
+
+def test_emd_sees_what_chamfer_does_not(sphere):
+    """Mass in the wrong place: both sets cover the same two spots, with other shares of the points."""
+    near = np.zeros((512, 3))
+    half, tenth = near.copy(), near.copy()
+    half[:256, 0] = 1.0
+    tenth[:51, 0] = 1.0
+    assert metrics.emd(half, tenth) == pytest.approx((256 - 51) / 512)
+
+
+@pytest.mark.parametrize("angle", [0, 12, 25])
+def test_icp_rot_is_the_angle_that_is_left(hammer, angle):
+    turn = Rotation.from_euler("xyz", [0, angle * 0.6, angle * 0.8], degrees=True)
+    turned = dataclasses.replace(hammer, rotation=hammer.rotation @ turn.as_matrix())
+    expected = np.rad2deg(turn.magnitude())
+    assert metrics.icp_rot(turned, hammer) == pytest.approx(expected, abs=3)
+    assert metrics.shape_metrics(turned, hammer, subset=True)["icp_rot"] == metrics.icp_rot(turned, hammer)
+
+
+def test_a_sphere_has_no_rotation_to_correct_by_much(sphere):
+    turn = Rotation.from_euler("xyz", [40, 50, 60], degrees=True).as_matrix()
+    turned = dataclasses.replace(sphere, rotation=sphere.rotation @ turn)
+    assert metrics.icp_rot(turned, sphere) < 5  # the paper's way: a symmetric object looks right as it stands
+
+
+def test_surface_voxels_of_nested_spheres_and_of_a_shift(make_solid, sphere, cube):
+    """Voxels of the surface, not of the volume: 64 cells along [-1, 1]."""
+    assert metrics.shape_metrics(sphere, cube)["viou_surface"] < 0.15  # volumes: 0.52
+    points = sphere.normalised.points
+    cell = 2 / metrics.VOXELS
+    assert metrics._voxel_iou(points, points) == 1
+    assert metrics._voxel_iou(points, points + [3 * cell, 0, 0]) < 0.25
+    plane = np.stack(np.meshgrid(np.arange(64), np.arange(64)), -1).reshape(-1, 2) * cell - 1 + cell / 2
+    flat = np.column_stack([plane, np.full(len(plane), cell / 2)])
+    half = flat[flat[:, 0] < 0]
+    assert metrics._voxel_iou(flat, half) == pytest.approx(0.5)
+    assert metrics._voxel_iou(flat, flat + [0, 0, cell]) == 0
+
+
 @settings(max_examples=6)
 @given(angles, angles, shifts, st.floats(0.3, 3))
 def test_shape_metrics_ignore_pose_and_scale(hammer, cube, yaw, pitch, shift, scale):
@@ -105,6 +152,7 @@ def test_add_s_of_spheres_in_one_another(make_solid, sphere):
     larger = make_solid(lambda p: (p**2).sum(1) <= 1, size=(0.26, 0.26, 0.26))
     assert metrics.add_s(larger, sphere) == pytest.approx(0.03 / 0.2, abs=0.01)
     assert metrics.depth_metrics(larger, sphere)["add_s@0.1"] == 0
+    assert metrics.depth_metrics(make_solid(lambda p: (p**2).sum(1) <= 1, size=(0.23,) * 3), sphere)["add_s@0.1"] == 1
     near = moved(sphere, shift=(0.01, 0, 0))
     assert metrics.depth_metrics(near, sphere)["add_s@0.1"] == 1
 
