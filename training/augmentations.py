@@ -77,7 +77,7 @@ def augment(
     What is off draws nothing, so that a setting that is added leaves the random numbers of the others alone.
     """
     settings = settings or AugmentationConfig()
-    count, _, size, _ = batch["degraded_events"].shape
+    count, _, height, width = batch["degraded_events"].shape
     mirror = torch.from_numpy(rng.random(count) < settings.flip)
     gain = rng.uniform(1 - settings.gain, 1 + settings.gain, (count, 3, 1, 1)).astype(np.float32)
     grey = torch.from_numpy(rng.random(count) < settings.grey)
@@ -87,7 +87,7 @@ def augment(
             value = (value * torch.from_numpy(gain)).clamp(0, 1)
             value[grey] = value[grey].mean(1, keepdim=True).expand(-1, 3, -1, -1)
             result[name] = value
-    drop = rng.random((count, 1, size, size)) < rng.uniform(0, settings.pixel_dropout, (count, 1, 1, 1))
+    drop = rng.random((count, 1, height, width)) < rng.uniform(0, settings.pixel_dropout, (count, 1, 1, 1))
     result["degraded_events"] = result["degraded_events"] * ~torch.from_numpy(drop)
     if settings.polarity:
         chosen = torch.from_numpy(rng.random(count) < settings.polarity)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -15,17 +16,18 @@ from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import tencode
 from event_sam3d_ros.sam3d.config import ModelConfig, from_dict
 from training.augmentations import AugmentationConfig
-from training.datasets import TRUTH
+from training.datasets import TRUTH, fields
 from training.loaders.base import around
 from training.loaders.files import EventCache, in_order, read_events
-from training.loaders.mixture import Mixture, open_loader, require
+from training.loaders.mixture import Mixture, open_loader, open_mixture, require_truth, sizes
 from training.loaders.settings import DatasetConfig
-from training.loaders.source import PICTURES, RecordedSource
+from training.loaders.source import RecordedSource
 
 WIDTH, HEIGHT, FRAMES, SIDE = 64, 48, 7, 16
 CONFIG = ModelConfig()
 PLAIN = AugmentationConfig(flip=0, gain=0, grey=0, pixel_dropout=0)
 RNG = np.random.default_rng
+PICTURES = set(fields(CONFIG, 96)) - set(TRUTH)
 
 
 def left(frame):
@@ -199,11 +201,16 @@ def test_windows_are_the_robots(dataset):
     assert np.array_equal(moment.event_image(), tencode(moment.events, t0, t1, WIDTH, HEIGHT))
 
 
-def test_batches_have_the_pictures_of_rendered_ones_and_no_truth(dataset):
-    source = RecordedSource(open_loader(dataset, CONFIG), CONFIG, workers=2)
-    batch = source.draw(3, RNG(0))
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(3) as pool:
+        yield pool
+
+
+def test_batches_have_the_pictures_of_rendered_ones_and_no_truth(dataset, pool):
+    batch = RecordedSource(open_loader(dataset, CONFIG), CONFIG, 3, 0, pool)(0)
     size = CONFIG.encoder.image_size
-    assert batch.keys() == PICTURES == source.names and not PICTURES & set(TRUTH)
+    assert batch.keys() == PICTURES
     for name, value in batch.items():
         assert value.shape == (3, 1 if name.endswith("mask") else 3, size, size) and value.dtype == torch.float32
         assert 0 <= value.min() and value.max() <= 1
@@ -211,12 +218,34 @@ def test_batches_have_the_pictures_of_rendered_ones_and_no_truth(dataset):
     assert batch["true_mask"].mean((1, 2, 3)).min() > 0.3
 
 
-def test_the_same_random_state_gives_the_same_samples(dataset):
+def test_the_seed_and_the_step_decide(dataset, pool):
     settings = AugmentationConfig(crop=0.1, event_dropout=0.5, time_reversal=0.5, blur=0.5)
-    first, again = (RecordedSource(open_loader(dataset, CONFIG), CONFIG, settings, w) for w in (1, 4))
-    a, b, other = first.draw(4, RNG(1)), again.draw(4, RNG(1)), again.draw(4, RNG(2))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not torch.equal(a["degraded_events"], other["degraded_events"])
+
+    def make(seed=0):
+        return RecordedSource(open_loader(dataset, CONFIG), CONFIG, 4, seed, pool, settings)
+
+    goes_on = make()
+    goes_on(5)
+    first, resumed = goes_on(6), make()(6)
+    assert all(torch.equal(first[name], resumed[name]) for name in first)
+    assert not torch.equal(first["degraded_events"], make()(7)["degraded_events"])
+    assert not torch.equal(first["degraded_events"], make(1)(6)["degraded_events"])
+    parts = [make().share(6, rank, 3) for rank in range(3)]
+    assert all(torch.equal(parts[rank][name], first[name][rank::3]) for rank in range(3) for name in first)
+
+
+def test_the_flow_head_gets_its_views(tmp_path, pool):
+    config = ModelConfig.from_yaml(Path(__file__).parents[2] / "training/config/flow_toy_model.yaml")
+    batch = RecordedSource(open_loader(write("mvsec", tmp_path), config), config, 2, 0, pool)(0)
+    size = config.encoder.size
+    views = {"image": 3, "mask": 1, "rgb_image": 3, "rgb_image_mask": 1}
+    events = {"event_image": 3, "rgb_event_image": 3}
+    wanted = {f"sharp.{name}": n for name, n in views.items()}
+    wanted |= {f"blurry.{name}": n for name, n in (views | events).items()}
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        name: (2, channels, size, size) for name, channels in wanted.items()
+    }
+    assert batch["blurry.event_image"].amax((1, 2, 3)).min() > 0.9
 
 
 def test_the_order_depends_on_the_files_names_alone(dataset):
@@ -360,16 +389,17 @@ BREAK = {
 
 
 @pytest.mark.parametrize("what", list(BREAK))
-def test_a_broken_file_is_left_out_and_counted(what, tmp_path):
+def test_a_broken_file_is_left_out_and_counted(what, tmp_path, pool):
     kind, name, size, reason = BREAK[what]
     settings = dataclasses.replace(write(kind, tmp_path), blur_frames=(1,))
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:size])
     loader = open_loader(settings, CONFIG)
-    source = RecordedSource(loader, CONFIG, PLAIN)
+    source = RecordedSource(loader, CONFIG, len(loader), 0, pool, PLAIN)
     with pytest.warns(RecordingWarning, match=Path(name).name):
-        batch = source.draw(source.size, RNG(0))
-    assert len(batch["true_mask"]) == source.size
-    assert loader.left_out == {reason: 1}
+        batch = source(0)
+        pool.shutdown()  # the batches that were begun ahead
+    assert len(batch["true_mask"]) == len(loader)
+    assert loader.left_out == {reason: 3}
 
 
 def test_frames_with_few_events_are_left_out(tmp_path):
@@ -380,13 +410,13 @@ def test_frames_with_few_events_are_left_out(tmp_path):
         loader.read(1, RNG(0))
 
 
-def test_a_dataset_that_is_broken_throughout_is_one_error(tmp_path):
+def test_a_dataset_that_is_broken_throughout_is_one_error(tmp_path, pool):
     settings = write("co3d", tmp_path)
     (tmp_path / "cup/12_34/events.aedat").write_bytes(b"#!AER-DAT2.0\r\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(InputError, match="none of 6 samples in a row") as error:
-            RecordedSource(open_loader(settings, CONFIG), CONFIG).draw(2, RNG(0))
+            RecordedSource(open_loader(settings, CONFIG), CONFIG, 2, 0, pool)(0)
     assert error.value.reason == "bad_dataset"
 
 
@@ -406,43 +436,79 @@ def test_recordings_are_read_once_and_forgotten_when_memory_is_short(tmp_path):
     assert cache.read(tmp_path / "a", (WIDTH, HEIGHT)) is not a
 
 
+def test_many_threads_read_many_archives(tmp_path):
+    for number in range(20):
+        write_npz(tmp_path / f"{number}.npz", events_of(0, 1000, 50))
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(read_events, tmp_path / f"{n % 20}.npz", (WIDTH, HEIGHT)) for n in range(200)]
+        assert all(len(job.result()) == 50 for job in jobs)
+
+
 # Mixtures
 
 
-class Constant:
-    """A source whose samples say which one it is."""
-
-    def __init__(self, value, *names):
-        self.value, self.name, self.names = value, f"source {value}", frozenset(names)
-
-    def draw(self, count, rng):
-        return {name: torch.full((count, 1), self.value) + rng.random() for name in self.names}
+def numbered(first, *names):
+    """A source of four samples that say where they come from, and when."""
+    return lambda step: {name: torch.arange(4) + first + 1000.0 * step for name in names}
 
 
-def test_mixtures_draw_by_weight_and_have_what_all_sources_have():
-    mixture = Mixture([(Constant(0.0, "a", "b"), 1.0), (Constant(10.0, "a"), 3.0)], 50, 7)
-    batches = [mixture(step) for step in range(20)]
-    assert all(batch.keys() == {"a"} and batch["a"].shape == (50, 1) for batch in batches)
-    assert 0.7 < torch.cat([batch["a"] for batch in batches]).gt(5).float().mean() < 0.8
+class Sharing:
+    """A source of three samples that makes parts of batches."""
+
+    def __call__(self, step):
+        return self.share(step, 0, 1)
+
+    def share(self, step, rank, count):
+        return {"a": torch.arange(3)[rank::count] + 30.0 + 1000 * step}
 
 
-def test_mixtures_are_the_same_for_the_same_seed_and_step():
-    def make(seed):
-        return Mixture([(Constant(0.0, "a"), 1.0), (Constant(10.0, "a"), 1.0)], 8, seed)
-
-    assert torch.equal(make(1)(3)["a"], make(1)(3)["a"])
-    assert not torch.equal(make(1)(3)["a"], make(1)(4)["a"])
-    assert not torch.equal(make(1)(3)["a"], make(2)(3)["a"])
-    parts = [make(1).share(3, rank, 2)["a"] for rank in (0, 1)]
-    assert [len(part) for part in parts] == [4, 4] and not torch.equal(*parts)
+def test_mixtures_have_all_samples_and_what_all_sources_have():
+    mixture = Mixture([numbered(0, "a", "b"), Sharing(), numbered(10, "a", "c")], [4, 3, 4])
+    batch = mixture(2)
+    assert batch.keys() == {"a"}
+    assert (batch["a"] - 2000).tolist() == [0, 1, 2, 3, 30, 31, 32, 10, 11, 12, 13]
 
 
-def test_a_stage_that_needs_truth_names_the_data_that_lack_it(dataset):
-    recorded = RecordedSource(open_loader(dataset, CONFIG), CONFIG)
-    rendered = Constant(0.0, *PICTURES, *TRUTH)
-    require("pretrain", TRUTH, [rendered])
-    with pytest.raises(InputError, match=f"pretrain needs .*true_occupancy.*{dataset.kind}") as error:
-        require("pretrain", TRUTH, [rendered, recorded])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 11])
+def test_processes_share_a_mixture_as_they_would_the_whole_batch(count):
+    mixture = Mixture([numbered(0, "a"), Sharing(), numbered(10, "a")], [4, 3, 4])
+    for rank in range(count):
+        assert sorted(mixture.share(0, rank, count)["a"].tolist()) == sorted(mixture(0)["a"][rank::count].tolist())
+
+
+def test_a_batch_is_split_by_weight():
+    def split(weights, batch_size):
+        return sizes([DatasetConfig("rendered", weight) for weight in weights], batch_size)
+
+    assert split([1, 3], 32) == [8, 24]
+    assert split([1, 1, 1], 32) == [11, 11, 10]
+    assert split([0.5], 7) == [7]
+    with pytest.raises(ConfigurationError, match="none would come from rendered, whose weight is 0.01"):
+        split([1, 0.01], 32)
+
+
+def test_rendered_and_recorded_samples_mix(dataset, pool):
+    asked = []
+
+    def rendered(batch_size):
+        asked.append(batch_size)
+        source = lambda step: {name: torch.zeros(batch_size, 3, 64, 64) for name in (*PICTURES, *TRUTH)}  # noqa: E731
+        source.held_out = source
+        return source
+
+    listed = [DatasetConfig("rendered", 3.0), dataclasses.replace(dataset, weight=1.0)]
+    mixture = open_mixture(listed[1:], CONFIG, 4, 0, rendered, pool, PLAIN)
+    assert mixture(0).keys() == PICTURES and mixture.held_out is None and not asked
+    mixture = open_mixture(listed, CONFIG, 8, 0, rendered, pool, PLAIN)
+    assert asked == [6] and mixture.held_out is not None
+    with pytest.raises(ConfigurationError, match="named twice"):
+        open_mixture([*listed, listed[0]], CONFIG, 8, 0, rendered, pool, PLAIN)
+
+
+def test_a_stage_that_needs_truth_names_the_data_that_lack_it():
+    require_truth("pretrain", [DatasetConfig("rendered")])
+    with pytest.raises(InputError, match="pretrain learns from the truth .*mvsec have not") as error:
+        require_truth("pretrain", [DatasetConfig("rendered"), DatasetConfig("mvsec", root="x")])
     assert error.value.reason == "no_truth"
 
 

@@ -7,6 +7,7 @@ import pickle
 import re
 import threading
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 _DVS640 = (640, 480)
+# numpy reads its headers with Python's ast, which several threads can't use at once: with Python 3.11.7 some fail with
+# "SystemError: AST constructor recursion depth mismatch".
+_PARSING = threading.Lock()
 
 
 def in_order(folder: Path, pattern: str) -> list[Path]:
@@ -94,8 +98,9 @@ def read_events(path: Path, size: Size) -> Events:
     usual sensor that holds all events; here the corner is that of ``size``. RecordingError for a file that can't be
     read, whose clock starts anew on the way, or that is of another sensor.
     """
-    recording = open_recording(path)
-    events = concatenate([sample.events for sample in recording.samples() if isinstance(sample, EventChunk)])
+    with _PARSING if path.suffix == ".npz" else nullcontext():
+        recording = open_recording(path)
+        events = concatenate([sample.events for sample in recording.samples() if isinstance(sample, EventChunk)])
     found = recording.width, recording.height
     guessed_large = recording.encoding == "aedat2" and found == _DVS640
     if found != size and (guessed_large or not recording.geometry_inferred):

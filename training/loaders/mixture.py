@@ -1,16 +1,14 @@
-"""Several datasets as one source of batches, and what a training configuration names."""
+"""Several datasets as one source of batches."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.sam3d.config import ModelConfig
 from training.augmentations import AugmentationConfig
 from training.loaders.base import Loader
@@ -19,8 +17,8 @@ from training.loaders.event_replica import EventReplica
 from training.loaders.mvsec import Mvsec
 from training.loaders.objaverse import Objaverse
 from training.loaders.rgbe_seg import RgbeSeg
-from training.loaders.settings import DatasetConfig
-from training.loaders.source import RecordedSource
+from training.loaders.settings import RENDERED, DatasetConfig
+from training.loaders.source import Batch, RecordedSource, stacked
 
 LOADERS: dict[str, type[Loader]] = {
     "mvsec": Mvsec,
@@ -31,57 +29,65 @@ LOADERS: dict[str, type[Loader]] = {
 }
 
 
-class Source(Protocol):
-    """Samples of one kind: ``names`` are the fields that a batch of them has, ``name`` is for messages."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def names(self) -> frozenset[str]: ...
-
-    def draw(self, count: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """``count`` samples; the same for the same state of ``rng``."""
-        ...
-
-
 class Mixture:
-    """Batches from several sources, a sample's source being drawn by weight.
+    """Each batch is one batch of every source, after one another, with the fields that all of them have: where one
+    source has no truth in 3D, there is none.
 
-    A batch has the fields that all sources have: with one source without truth in 3D there is none. Each step's batch
-    follows from the seed and the step alone, as that of `training.datasets.Batches`.
+    The sources are those of the engine (`training.engine.BatchSource`): functions of the step, some with a method
+    ``share(step, rank, count)``. ``held_out``: of the rendered samples among them, None where there are none.
     """
 
-    def __init__(self, sources: list[tuple[Source, float]], batch_size: int, seed: int) -> None:
-        self.sources = [source for source, _ in sources]
-        weights = np.array([weight for _, weight in sources], np.float64)
-        self.weights = weights / weights.sum()
-        self.names = frozenset.intersection(*(source.names for source in self.sources))
-        self.batch_size, self.seed = batch_size, seed
+    def __init__(
+        self,
+        sources: Sequence[Any],
+        sizes: Sequence[int],
+        held_out: Callable[[int], Batch] | None = None,
+    ) -> None:
+        """``sizes``: samples in a batch of each source."""
+        self.sources, self.held_out = list(sources), held_out
+        self._begins = np.cumsum([0, *sizes[:-1]]).tolist()
 
-    def __call__(self, step: int) -> dict[str, Tensor]:
-        """The batch of a step: samples in the order of the sources."""
-        return self._batch(self.batch_size, np.random.default_rng([self.seed, step]))
+    def __call__(self, step: int) -> Batch:
+        return self.share(step, 0, 1)
 
-    def share(self, step: int, rank: int, count: int) -> dict[str, Tensor]:
-        """What one of ``count`` processes has to do of a step: as many samples, drawn by itself, so that no process
-        reads files for another. They are other samples than those of the step in a single process."""
-        return self._batch(self.batch_size // count, np.random.default_rng([self.seed, step, rank]))
+    def share(self, step: int, rank: int, count: int) -> Batch:
+        """Samples ``rank``, ``rank + count``, ... of a step's batch: process ``rank``'s of ``count``."""
+        parts = []
+        for source, begin in zip(self.sources, self._begins, strict=True):
+            first = (rank - begin) % count
+            if hasattr(source, "share"):
+                part = source.share(step, first, count)
+            else:
+                part = {name: tensor[first::count] for name, tensor in source(step).items()}
+            parts.append(part)
+        return stacked([part for part in parts if part])
 
-    def _batch(self, size: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        counts = rng.multinomial(size, self.weights)
-        parts = [source.draw(int(n), rng) for source, n in zip(self.sources, counts, strict=True) if n]
-        return {name: torch.cat([part[name] for part in parts]) for name in sorted(self.names)}
+
+def sizes(datasets: Sequence[DatasetConfig], batch_size: int) -> list[int]:
+    """How many samples of a batch come from each dataset: shares by weight, rounded so that they add up (largest
+    remainders). ConfigurationError where one would never get any."""
+    weights = np.array([entry.weight for entry in datasets])
+    exact = batch_size * weights / weights.sum()
+    result = np.floor(exact).astype(int)
+    result[np.argsort(result - exact, kind="stable")[: batch_size - result.sum()]] += 1
+    if not result.all():
+        entry = datasets[int(result.argmin())]
+        raise ConfigurationError(
+            f"of {batch_size} samples in a batch none would come from {entry.kind}, whose weight is {entry.weight}: "
+            "give a larger weight, or a larger batch_size"
+        )
+    return result.tolist()
 
 
-def require(stage: str, names: Collection[str], sources: Collection[Source]) -> None:
-    """InputError where a stage needs fields that one of the sources lacks."""
-    for source in sources:
-        if missing := sorted(set(names) - source.names):
-            raise InputError(
-                f"{stage} needs {', '.join(missing)}, which {source.name} has not: use data without truth in "
-                "distill or fuse, which learn from the network's own view of sharp frames, and rendered samples here",
-                reason="no_truth",
-            )
+def require_truth(stage: str, datasets: Sequence[DatasetConfig]) -> None:
+    """InputError where a stage that learns from the truth is given data that have none."""
+    without = sorted({entry.kind for entry in datasets} - {RENDERED})
+    if without:
+        raise InputError(
+            f"{stage} learns from the truth in 3D, which {', '.join(without)} have not: take them out of its datasets. "
+            "distill and fuse can use them: they learn from the network's own view of sharp frames",
+            reason="no_truth",
+        )
 
 
 def open_loader(settings: DatasetConfig, model: ModelConfig) -> Loader:
@@ -89,17 +95,26 @@ def open_loader(settings: DatasetConfig, model: ModelConfig) -> Loader:
     return LOADERS[settings.kind](settings, model)
 
 
-def open_sources(
-    datasets: Collection[DatasetConfig], rendered: Source, model: ModelConfig, augmentation: AugmentationConfig
-) -> list[tuple[Source, float]]:
-    """The sources that ``datasets`` name, with their weights; ``rendered`` stands for those of kind "rendered"."""
-    workers = os.cpu_count() or 1
-    return [
-        (
-            RecordedSource(open_loader(entry, model), model, augmentation, workers)
-            if entry.kind in LOADERS
-            else rendered,
-            entry.weight,
-        )
-        for entry in datasets
-    ]
+def open_mixture(
+    datasets: Sequence[DatasetConfig],
+    config: ModelConfig,
+    batch_size: int,
+    seed: int,
+    rendered: Callable[[int], Any],
+    pool: Executor,
+    augmentation: AugmentationConfig,
+) -> Mixture:
+    """The batches of a stage that names its data. ``rendered(batch_size)`` opens the rendered samples, which may be
+    named once."""
+    if sum(entry.kind == RENDERED for entry in datasets) > 1:
+        raise ConfigurationError(f"{RENDERED} is named twice among the datasets: add up the weights")
+    sources, held_out, counts = [], None, sizes(datasets, batch_size)
+    for number, (entry, count) in enumerate(zip(datasets, counts, strict=True)):
+        if entry.kind == RENDERED:
+            source = rendered(count)
+            held_out = source.held_out
+        else:
+            loader = open_loader(entry, config)
+            source = RecordedSource(loader, config, count, seed * len(datasets) + number, pool, augmentation)
+        sources.append(source)
+    return Mixture(sources, counts, held_out)
