@@ -14,9 +14,10 @@ ROWS = 8
 
 def sheet(batch: dict[str, Tensor], geometry: Geometry) -> Tensor:
     """(3, H, W) in [0, 1], a row per crop: sharp frame, blurry frame, events, degraded mask, then the target's and the
-    prediction's silhouette, and the depth of their front, near is bright."""
+    prediction's silhouette, and the depth of their front, near is bright. Without truth the target is black."""
     size = batch["degraded_mask"].shape[-1]
-    target, found = batch["degraded_occupancy"], torch.sigmoid(geometry.logits.float())
+    found = torch.sigmoid(geometry.logits.float())
+    target = batch.get("degraded_occupancy", torch.zeros_like(found))
     columns = [batch[f"degraded_{name}"] for name in ("sharp", "blurry", "events", "mask")]
     columns += [_map(target.amax(1), size), _map(found.amax(1), size), _depth(target, size), _depth(found, size)]
     rows = torch.cat([column.expand(-1, 3, -1, -1)[:ROWS].cpu() for column in columns], dim=-1)

@@ -13,7 +13,9 @@ import yaml
 
 from event_sam3d_ros.errors import ConfigurationError, EventSam3dError
 from event_sam3d_ros.sam3d.config import ModelConfig, from_dict
+from training.augmentations import AugmentationConfig
 from training.datasets import DataConfig
+from training.loaders.settings import DatasetConfig, require_truth
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,6 +29,8 @@ class StageConfig:
     joins in, 0 for all from the start. ``validation``: rendered cases after the first ``cases`` that are held out. With
     ``validate_every`` steps the model file holds the averaged weights that were best on them, and the stage stops early
     after ``patience`` validations without a better one (0: never). ``picture_every``: steps between sample pictures.
+    ``datasets``: what the samples come from, by weight (datasets.md); empty: from the rendered ones alone.
+    ``augmentation``: how they are varied.
     """
 
     cases: int = 10944
@@ -46,6 +50,8 @@ class StageConfig:
     patience: int = 0
     picture_every: int = 0
     seed: int = 0
+    datasets: tuple[DatasetConfig, ...] = ()
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -108,6 +114,10 @@ class TrainingConfig:
     unfreeze: StageConfig = field(default_factory=StageConfig)
     structure: StageConfig = field(default_factory=StageConfig)
     shortcut: StageConfig = field(default_factory=StageConfig)
+
+    def __post_init__(self) -> None:
+        for stage in ("pretrain", "unfreeze", "structure", "shortcut"):
+            require_truth(stage, getattr(self, stage).datasets)
 
 
 def load_config(path: Path) -> tuple[TrainingConfig, ModelConfig]:

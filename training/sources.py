@@ -1,13 +1,15 @@
-"""Where batches come from: rendered samples on disk, or a stream that is rendered while the network trains."""
+"""Where batches come from: rendered samples on disk, a stream rendered while the network trains, or datasets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,12 @@ from torch import Tensor
 
 from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.sam3d.config import ModelConfig
-from training.datasets import Batches, DataConfig, augment, render_case, to_tensor
+from training.augmentations import AugmentationConfig, augment
+from training.datasets import Batches, DataConfig, render_case, to_tensor
 from training.settings import StageConfig
+
+if TYPE_CHECKING:
+    from training.loaders.mixture import Mixture
 
 AHEAD = 4  # batches that are rendered before they are asked for
 _CASES_OF_A_SEED = 10**8
@@ -27,34 +33,49 @@ _FIRST_HELD_OUT = _CASES_OF_A_SEED - 10**6
 @contextmanager
 def open_batches(
     folder: Path | None, data: DataConfig, config: ModelConfig, stage: StageConfig, shows: str = "blurry"
-) -> Iterator[Batches | Stream]:
-    """The batches of a stage: from ``folder``, or, with ``stream: true`` in the data's settings, rendered meanwhile.
-    ``shows``: of the flow head's batches, see `training.flow.batches.SHOWS`."""
-    rendered: Callable[..., Batches] = Batches
-    streamed: Callable[..., Stream] = Stream
+) -> Iterator[Batches | Stream | Mixture]:
+    """The batches of a stage: from ``folder``, or, with ``stream: true`` in the data's settings, rendered meanwhile, or
+    from the datasets that the stage names. ``shows``: of the flow head's batches, see `training.flow.batches.SHOWS`."""
+    with ExitStack() as stack:
+
+        def rendered(batch_size: int) -> Batches | Stream:
+            return _rendered(folder, data, config, replace(stage, batch_size=batch_size), shows, stack)
+
+        if stage.datasets:
+            from training.loaders.mixture import open_mixture
+
+            pool = stack.enter_context(ThreadPoolExecutor(data.workers))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            yield open_mixture(stage.datasets, config, stage.batch_size, stage.seed, rendered, pool, stage.augmentation)
+        else:
+            yield rendered(stage.batch_size)
+
+
+def _rendered(
+    folder: Path | None, data: DataConfig, config: ModelConfig, stage: StageConfig, shows: str, stack: ExitStack
+) -> Batches | Stream:
+    """Rendered samples; what has to be closed goes on the ``stack``."""
+    rendered: Callable[..., Batches] = partial(Batches, augmentation=stage.augmentation)
+    streamed: Callable[..., Stream] = partial(Stream, augmentation=stage.augmentation)
     if config.head == "flow":
         from training.flow.batches import FlowBatches, FlowStream
 
         rendered, streamed = partial(FlowBatches, shows=shows), partial(FlowStream, shows=shows)
     if data.stream:
-        with ProcessPoolExecutor(data.workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            stream = streamed(data, config, stage.batch_size, stage.seed, pool)
-            try:
-                yield stream
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-    elif folder is None:
+        pool = stack.enter_context(ProcessPoolExecutor(data.workers, get_context("spawn"), torch.set_num_threads, (1,)))
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        return streamed(data, config, stage.batch_size, stage.seed, pool)
+    if folder is None:
         raise ConfigurationError("give --data, the folder of rendered samples, or set `stream: true` in the data")
-    else:
-        yield rendered(
-            folder,
-            config,
-            stage.batch_size,
-            stage.seed,
-            stage.cases,
-            validation=stage.validation,
-            curriculum=stage.curriculum,
-        )
+    return rendered(
+        folder,
+        config,
+        stage.batch_size,
+        stage.seed,
+        stage.cases,
+        validation=stage.validation,
+        curriculum=stage.curriculum,
+    )
 
 
 class Stream:
@@ -65,8 +86,15 @@ class Stream:
     """
 
     def __init__(
-        self, data: DataConfig, config: ModelConfig, batch_size: int, seed: int, pool: ProcessPoolExecutor
+        self,
+        data: DataConfig,
+        config: ModelConfig,
+        batch_size: int,
+        seed: int,
+        pool: ProcessPoolExecutor,
+        augmentation: AugmentationConfig | None = None,
     ) -> None:
+        self.augmentation = augmentation
         self.data, self.config, self.batch_size, self.seed, self.pool = data, config, batch_size, seed, pool
         self.waiting: dict[int, list[Future[dict[str, npt.NDArray]]]] = {}
         self.kept: dict[int, dict[str, Tensor]] = {}
@@ -101,7 +129,7 @@ class Stream:
     def _sample(self, case: int, values: dict[str, npt.NDArray], augmented: bool) -> dict[str, Tensor]:
         grid = self.config.direct.resolution
         batch = {name: to_tensor(name, np.asarray(value)[None], grid) for name, value in values.items()}
-        return augment(batch, np.random.default_rng([self.seed, case])) if augmented else batch
+        return augment(batch, np.random.default_rng([self.seed, case]), self.augmentation) if augmented else batch
 
 
 def _next(step: int) -> range:

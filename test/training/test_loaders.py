@@ -15,16 +15,22 @@ from event_sam3d_ros.errors import ConfigurationError, InputError, RecordingErro
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import tencode
 from event_sam3d_ros.sam3d.config import ModelConfig, from_dict
+from event_sam3d_ros.sam3d.network import Network
+from training import distill, fuse
 from training.augmentations import AugmentationConfig
-from training.datasets import TRUTH, fields
+from training.datasets import TRUTH, DataConfig, fields, render
 from training.loaders.base import around
 from training.loaders.files import EventCache, in_order, read_events
-from training.loaders.mixture import Mixture, open_loader, open_mixture, require_truth, sizes
+from training.loaders.mixture import Mixture, open_loader, open_mixture, sizes
 from training.loaders.settings import DatasetConfig
 from training.loaders.source import RecordedSource
+from training.pictures import sheet
+from training.settings import DistillConfig, FuseConfig, load_config
+from training.sources import open_batches
 
 WIDTH, HEIGHT, FRAMES, SIDE = 64, 48, 7, 16
 CONFIG = ModelConfig()
+CONFIG_FILE = Path(__file__).parents[2] / "config/models/nano.yaml"
 PLAIN = AugmentationConfig(flip=0, gain=0, grey=0, pixel_dropout=0)
 RNG = np.random.default_rng
 PICTURES = set(fields(CONFIG, 96)) - set(TRUTH)
@@ -469,11 +475,13 @@ def test_mixtures_have_all_samples_and_what_all_sources_have():
     assert (batch["a"] - 2000).tolist() == [0, 1, 2, 3, 30, 31, 32, 10, 11, 12, 13]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 11])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_processes_share_a_mixture_as_they_would_the_whole_batch(count):
     mixture = Mixture([numbered(0, "a"), Sharing(), numbered(10, "a")], [4, 3, 4])
     for rank in range(count):
-        assert sorted(mixture.share(0, rank, count)["a"].tolist()) == sorted(mixture(0)["a"][rank::count].tolist())
+        assert mixture.share(0, rank, count)["a"].tolist() == mixture(0)["a"][rank::count].tolist()
+    with pytest.raises(ConfigurationError, match="3 samples of a batch, too few for 4 processes"):
+        mixture.share(0, 0, 4)
 
 
 def test_a_batch_is_split_by_weight():
@@ -505,11 +513,42 @@ def test_rendered_and_recorded_samples_mix(dataset, pool):
         open_mixture([*listed, listed[0]], CONFIG, 8, 0, rendered, pool, PLAIN)
 
 
-def test_a_stage_that_needs_truth_names_the_data_that_lack_it():
-    require_truth("pretrain", [DatasetConfig("rendered")])
-    with pytest.raises(InputError, match="pretrain learns from the truth .*mvsec have not") as error:
-        require_truth("pretrain", [DatasetConfig("rendered"), DatasetConfig("mvsec", root="x")])
-    assert error.value.reason == "no_truth"
+def test_the_event_stages_learn_from_what_has_no_truth(tmp_path):
+    """distill and fuse, from a dataset alone and from a mixture with rendered samples."""
+    (tmp_path / "mvsec").mkdir()
+    recorded = write("mvsec", tmp_path / "mvsec")
+    render(tmp_path / "rendered", DataConfig(cases=2, sensor=96), CONFIG, workers=1)
+    torch.manual_seed(0)
+    network = Network(CONFIG)
+    for datasets in ((recorded,), (DatasetConfig("rendered"), recorded)):
+        settings = {"cases": 2, "batch_size": 4, "datasets": datasets}
+        stages = {
+            DistillConfig: lambda batch, stage: distill.loss(network, batch, RNG(0), stage),
+            FuseConfig: lambda batch, stage: fuse.fusion_loss(network, batch, RNG(0), stage),
+        }
+        for kind, loss in stages.items():
+            stage = kind(**settings)
+            with open_batches(tmp_path / "rendered", DataConfig(), CONFIG, stage) as batches:
+                batch, again = batches(0), batches(0)
+                assert all(torch.equal(batch[name], again[name]) for name in batch) and batch.keys() == PICTURES
+                assert len(batch["degraded_events"]) == 4 and (batches.held_out is None) == (len(datasets) == 1)
+                total, parts = loss(batch, stage)
+                assert total.isfinite() and total > 0 and "iou" not in parts
+    geometry = network(None, batch["degraded_events"], batch["degraded_mask"])
+    assert sheet(batch, geometry).shape == (3, 4 * 64, 8 * 64)
+
+
+def test_a_stage_that_needs_truth_names_the_data_that_lack_it(tmp_path):
+    path = tmp_path / "t.yaml"
+    listed = "datasets: [{kind: rendered}, {kind: mvsec, root: x}]"
+    for stage in ("pretrain", "unfreeze", "structure", "shortcut"):
+        path.write_text(f"{stage}: {{{listed}}}\n")
+        with pytest.raises(ConfigurationError, match=rf"t\.yaml: {stage} learns from the truth .* mvsec have not"):
+            load_config(path)
+    path.write_text(f"model: {CONFIG_FILE}\ndistill: {{{listed}}}\nfuse: {{augmentation: {{blur: 0.5}}}}\n")
+    config, _ = load_config(path)
+    assert [entry.kind for entry in config.distill.datasets] == ["rendered", "mvsec"]
+    assert config.fuse.augmentation == AugmentationConfig(blur=0.5) and config.fuse.datasets == ()
 
 
 # Settings

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from event_sam3d_ros.errors import ConfigurationError, InputError
+from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.sam3d.config import ModelConfig
 from training.augmentations import AugmentationConfig
 from training.loaders.base import Loader
@@ -44,14 +44,21 @@ class Mixture:
         held_out: Callable[[int], Batch] | None = None,
     ) -> None:
         """``sizes``: samples in a batch of each source."""
-        self.sources, self.held_out = list(sources), held_out
+        self.sources, self.sizes, self.held_out = list(sources), list(sizes), held_out
         self._begins = np.cumsum([0, *sizes[:-1]]).tolist()
 
     def __call__(self, step: int) -> Batch:
         return self.share(step, 0, 1)
 
     def share(self, step: int, rank: int, count: int) -> Batch:
-        """Samples ``rank``, ``rank + count``, ... of a step's batch: process ``rank``'s of ``count``."""
+        """Samples ``rank``, ``rank + count``, ... of a step's batch: process ``rank``'s of ``count``.
+        ConfigurationError where a source has fewer samples than there are processes, and some would see other fields
+        than others."""
+        if min(self.sizes) < count:
+            raise ConfigurationError(
+                f"a dataset gives {min(self.sizes)} samples of a batch, too few for {count} processes: give it a "
+                "larger weight, or a larger batch_size"
+            )
         parts = []
         for source, begin in zip(self.sources, self._begins, strict=True):
             first = (rank - begin) % count
@@ -60,7 +67,7 @@ class Mixture:
             else:
                 part = {name: tensor[first::count] for name, tensor in source(step).items()}
             parts.append(part)
-        return stacked([part for part in parts if part])
+        return stacked(parts)
 
 
 def sizes(datasets: Sequence[DatasetConfig], batch_size: int) -> list[int]:
@@ -77,17 +84,6 @@ def sizes(datasets: Sequence[DatasetConfig], batch_size: int) -> list[int]:
             "give a larger weight, or a larger batch_size"
         )
     return result.tolist()
-
-
-def require_truth(stage: str, datasets: Sequence[DatasetConfig]) -> None:
-    """InputError where a stage that learns from the truth is given data that have none."""
-    without = sorted({entry.kind for entry in datasets} - {RENDERED})
-    if without:
-        raise InputError(
-            f"{stage} learns from the truth in 3D, which {', '.join(without)} have not: take them out of its datasets. "
-            "distill and fuse can use them: they learn from the network's own view of sharp frames",
-            reason="no_truth",
-        )
 
 
 def open_loader(settings: DatasetConfig, model: ModelConfig) -> Loader:

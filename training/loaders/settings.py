@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from event_sam3d_ros.errors import ConfigurationError
@@ -50,3 +51,13 @@ class DatasetConfig:
             raise ConfigurationError(f"frame_rate is {self.frame_rate}: give a positive number")
         if any(count < 1 for count in self.blur_frames):
             raise ConfigurationError(f"blur_frames is {list(self.blur_frames)}: give numbers of frames, 1 or more")
+
+
+def require_truth(stage: str, datasets: Sequence[DatasetConfig]) -> None:
+    """ConfigurationError where a stage that learns from the truth is given data that have none."""
+    without = sorted({entry.kind for entry in datasets} - {RENDERED})
+    if without:
+        raise ConfigurationError(
+            f"{stage} learns from the truth in 3D, which {', '.join(without)} have not: take them out of its datasets. "
+            "distill and fuse can use them: they learn from the network's own view of sharp frames"
+        )
