@@ -19,6 +19,7 @@ from event_sam3d_ros.sam3d.network import Network
 from training import distill, fuse
 from training.augmentations import AugmentationConfig
 from training.datasets import TRUTH, DataConfig, fields, render
+from training.loaders import check
 from training.loaders.base import around
 from training.loaders.files import EventCache, in_order, read_events
 from training.loaders.mixture import Mixture, open_loader, open_mixture, sizes
@@ -549,6 +550,38 @@ def test_a_stage_that_needs_truth_names_the_data_that_lack_it(tmp_path):
     config, _ = load_config(path)
     assert [entry.kind for entry in config.distill.datasets] == ["rendered", "mvsec"]
     assert config.fuse.augmentation == AugmentationConfig(blur=0.5) and config.fuse.datasets == ()
+
+
+# The command
+
+
+def test_check_says_what_is_there_and_draws_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mvsec").mkdir()
+    write_mvsec(tmp_path / "mvsec")
+    (tmp_path / "mvsec/indoor_data/sam3/barrel_000003.pt").write_bytes(b"cut")
+    entries = (
+        f"{{kind: mvsec, root: {tmp_path / 'mvsec'}, sensor: [{WIDTH}, {HEIGHT}], min_events: 50, blur_frames: [1]}}, "
+        f"{{kind: co3d, root: {tmp_path / 'nowhere'}}}, {{kind: rendered}}"
+    )
+    path = tmp_path / "t.yaml"
+    path.write_text(f"model: {CONFIG_FILE}\ndistill: {{datasets: [{entries}]}}\nfuse: {{datasets: [{entries}]}}\n")
+    monkeypatch.setattr("sys.argv", ["check", "--config", str(path), "--out", str(tmp_path / "out")])
+    with pytest.warns(RecordingWarning, match="barrel_000003"):
+        check.main()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"mvsec {tmp_path / 'mvsec'}: 5 samples in 1 sequences"
+    assert said[1] == "  4 of 5 samples that were read can be used; left out: 1 broken_mask"
+    assert said[2].startswith("co3d: ") and said[2].endswith("is no folder") and len(said) == 3
+    sheet_of_samples = cv2.imread(str(tmp_path / "out/0_mvsec.png"))[..., ::-1]
+    assert sheet_of_samples.shape == (4 * HEIGHT, 5 * WIDTH, 3)
+    assert np.array_equal(sheet_of_samples[:HEIGHT, 3 * WIDTH : 4 * WIDTH, 0] > 0, true_mask(1))
+
+
+def test_check_of_a_configuration_without_datasets_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "t.yaml").write_text(f"model: {CONFIG_FILE}\n")
+    monkeypatch.setattr("sys.argv", ["check", "--config", str(tmp_path / "t.yaml")])
+    with pytest.raises(ConfigurationError, match="names no datasets"):
+        check.main()
 
 
 # Settings
