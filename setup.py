@@ -43,6 +43,7 @@ setup(
             "dv_camera_node = event_sam3d_ros.nodes.dv_camera_node:main",
             "event_image_node = event_sam3d_ros.nodes.event_image_node:main",
             "reconstruction_node = event_sam3d_ros.nodes.reconstruction_node:main",
+            "simulator_node = event_sam3d_ros.nodes.simulator_node:main",
         ],
     },
 )

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from event_sam3d_ros.nodes.parameters import DV_CAMERA_NODE, EVENT_IMAGE_NODE
+from event_sam3d_ros.nodes.parameters import DV_CAMERA_NODE, EVENT_IMAGE_NODE, SIMULATOR_NODE
 
 FOLDER = Path(__file__).parents[1] / "launch"
 FILES = sorted(FOLDER.glob("*.launch.py"))
 
 
 def test_launch_files_are_there():
-    assert {file.name.split(".")[0] for file in FILES} == {"reconstruct", "davis", "prophesee", "dv_camera", "replay"}
+    assert {file.name.split(".")[0] for file in FILES} == {
+        *("reconstruct", "davis", "prophesee", "dv_camera", "replay", "simulate")
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -44,6 +46,13 @@ def test_the_camera_has_all_parameters_of_its_node_with_their_defaults():
     assert list(source) == list(table)
     for name, (default, kind, _) in source.items():
         expected = table[name].default
+        assert kind is type(expected)
+        assert default == (str(expected).lower() if kind is bool else str(expected))
+
+
+def test_the_scene_has_parameters_of_its_node_with_their_defaults():
+    for name, (default, kind, _) in constants("simulate")["SCENE"].items():
+        expected = SIMULATOR_NODE.get(name).default
         assert kind is type(expected)
         assert default == (str(expected).lower() if kind is bool else str(expected))
 

@@ -346,6 +346,40 @@ DV_CAMERA_NODE = ParameterTable(
     Parameter("camera_info_file", "", "Calibration as ROS's camera_calibration writes it; empty: not calibrated."),
 )
 
+SIMULATOR_NODE = ParameterTable(
+    *(parameter for parameter in _SHARED if parameter.name == "autostart"),
+    Parameter("seed", 0, "Seed of motion, light, background and noise.", 0, 2**31 - 1),
+    Parameter("object", -1, "Which procedural object; -1: that of `seed`.", -1, 2**31 - 1),
+    Parameter("mesh", "", "Mesh file (GLB, OBJ, OFF, PLY, STL) in its place, or a folder of them."),
+    Parameter(
+        "mesh_up", "auto", "Its axis that points up; auto: y in GLB and OBJ, else z.", choices=("auto", "y", "z")
+    ),
+    Parameter(
+        "motion",
+        "swing",
+        "The object swings about, or goes round on a circle in space, or rests while the camera shakes.",
+        choices=("swing", "circle", "camera"),
+    ),
+    Parameter("speed", 0.2, "Largest motion during the 30 ms exposure, in sides of the object's crop.", 0.001, 1.0),
+    Parameter("width", 240, "Pixels.", 32, 2048),
+    Parameter("height", 180, "Pixels.", 32, 2048),
+    Parameter("occluder", False, "A second object drifts before the first one."),
+    Parameter(
+        "cutoff_hz",
+        0.0,
+        "Bandwidth of the event camera's photoreceptors in full light; 0: without bounds.",
+        0.0,
+        1e6,
+    ),
+    Parameter(
+        "pixels_per_sub_frame",
+        2.0,
+        "How far surfaces may move between two rendered pictures; larger is faster and coarser.",
+        0.25,
+        16.0,
+    ),
+)
+
 _AUTO = "`qos_reliability`, depth `qos_depth`"
 _EVENT_IMAGE_TOPICS = (
     Topic("in", "/event_camera/events", "`event_type`", "best effort, depth 1000", "Event packets."),
@@ -392,12 +426,23 @@ _DV_CAMERA_TOPICS = (
     Topic("out", "/event_camera/imu", "sensor_msgs/Imu", "reliable, depth 100", "m/s^2, rad/s, no orientation."),
     Topic("out", "/diagnostics", "diagnostic_msgs/DiagnosticArray", "reliable, depth 10", "State, rates, counters."),
 )
+_SIMULATOR_TOPICS = (
+    Topic("out", "/event_camera/events", "event_camera_msgs/EventPacket", "best effort, depth 1000", "`evt3`, 4 ms."),
+    Topic("out", "/camera/image_raw", "sensor_msgs/Image", "reliable, depth 5", "rgb8, blurred; stamp: mid-exposure."),
+    Topic("out", "/camera/camera_info", "sensor_msgs/CameraInfo", "reliable, depth 5", "With every frame."),
+    Topic("out", "/camera/mask", "sensor_msgs/Image", "reliable, depth 5", "mono8, 1 = the object; as found on blur."),
+    Topic("out", "/camera/depth", "sensor_msgs/Image", "reliable, depth 5", "16UC1 mm, with noise and holes."),
+    Topic("out", "/camera/image_sharp", "sensor_msgs/Image", "reliable, depth 5", "Truth: the frame without blur."),
+    Topic("out", "/tf", "tf2_msgs/TFMessage", "reliable, depth 100", "Truth: optical frame to `true_object_1`."),
+    Topic("out", "/diagnostics", "diagnostic_msgs/DiagnosticArray", "reliable, depth 10", "State, rates, counters."),
+)
 
 NODES = {
     "event_image_node": (_EVENT_IMAGE_TOPICS, EVENT_IMAGE_NODE),
     "reconstruction_node": (_RECONSTRUCTION_TOPICS, RECONSTRUCTION_NODE),
     "dv_camera_node": (_DV_CAMERA_TOPICS, DV_CAMERA_NODE),
     "bag_player_node": (_BAG_PLAYER_TOPICS, BAG_PLAYER_NODE),
+    "simulator_node": (_SIMULATOR_TOPICS, SIMULATOR_NODE),
 }
 
 
