@@ -123,7 +123,8 @@ def _messages(recording: Recording) -> Iterator[RawMessage]:
 
 
 class Replay:
-    """One reading of a recording. ``observer``, if given, gets every message as it is read.
+    """One reading of a recording. ``observer``, if given, gets every message as it is read; ``settings``: of
+    the windows.
 
     ``seen``: what has come by ``events``, ``image``, ``mask``, ``depth``, ``camera_info`` and ``pose``.
     """
@@ -134,6 +135,7 @@ class Replay:
         min_events: int,
         report: Report,
         observer: Callable[[RawMessage], None] | None = None,
+        settings: WindowSettings | None = None,
     ) -> None:
         self._recording, self._report, self._min_events = recording, report, min_events
         self._observer = observer
@@ -145,8 +147,7 @@ class Replay:
         }
         self.seen = {kind: Seen() for kind in self._kinds.values()}
         event_type = types.get(topics.events, EVENT_PACKET_TYPES[0])
-        self._settings = WindowSettings()
-        self._windows = EventWindows(event_type, self._settings, EventBuffer(), report)
+        self._windows = EventWindows(event_type, settings or WindowSettings(), EventBuffer(), report)
         depth_is_expected = topics.depth in types
         self._pairing = StampPairing(
             [("image",)],

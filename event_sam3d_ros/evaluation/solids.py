@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,8 +131,8 @@ class Solid:
         """The true solid of a mesh file (GLB, OBJ, OFF, PLY, STL; metres, z up) whose point x lies at
         ``rotation @ x + position`` in the camera frame. Made solid by flood fill from outside; InputError with reason
         ``not_watertight`` where the flood gets in."""
-        vertices, faces = read_mesh(path)
-        fill, centre, side = flood_fill(vertices, faces, str(path))
+        path = Path(path)
+        fill, centre, side = _filled(path, path.stat().st_mtime_ns if path.is_file() else 0)
         position = np.asarray(position, dtype=float) + np.asarray(rotation, dtype=float) @ centre
         return cls._from_grid(fill, 0.5, side, rotation, position)
 
@@ -224,6 +224,13 @@ class Solid:
         within = ((cells >= 0) & (cells < resolution)).all(1)
         x, y, z = np.clip(cells, 0, resolution - 1).T
         return self.occupancy[x, y, z] & within
+
+
+@lru_cache(maxsize=8)
+def _filled(path: Path, modified_ns: int) -> tuple[Floats, Floats, float]:
+    """`flood_fill` of a mesh file, which takes as long as all the rest: kept while the file stays as it is."""
+    vertices, faces = read_mesh(path)
+    return flood_fill(vertices, faces, str(path))
 
 
 def sample_surface(occupancy: NDArray[np.bool_], count: int) -> Floats:

@@ -1,0 +1,360 @@
+"""One recording evaluated, in order, by any number of models and modes side by side."""
+
+from __future__ import annotations
+
+import heapq
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from event_sam3d_ros.errors import EventSam3dError, InputError, RecordingError, RecordingWarning
+from event_sam3d_ros.evaluation.bag_inputs import open_input
+from event_sam3d_ros.evaluation.bag_log import FrameLog, Row, object_row, pose_of_row, pose_row, solid_of_row
+from event_sam3d_ros.evaluation.bag_pictures import draw_frame, write_picture
+from event_sam3d_ros.evaluation.bag_truth import Truth, read_bag_truth
+from event_sam3d_ros.evaluation.consistency import Previous, agreement, edge_contrast, overlap
+from event_sam3d_ros.evaluation.metrics import evaluate, silhouette
+from event_sam3d_ros.evaluation.replay import Replay, ReplayedFrame
+from event_sam3d_ros.evaluation.solids import Solid
+from event_sam3d_ros.events.windows import WindowSettings
+from event_sam3d_ros.preprocess import Observation
+from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
+from event_sam3d_ros.recordings.files import Recording
+
+KEPT_PICTURES = 3  # best and worst frames of a recording, each
+Setup = tuple[str, str]  # model and mode
+
+
+@dataclass(frozen=True)
+class BagJob:
+    """What is to be done with one recording. ``name``: unique among those of a run; ``modes``, ``topics``: see
+    `bag_inputs`; ``out``: the folder of the run."""
+
+    name: str
+    path: Path
+    out: Path
+    modes: tuple[str, ...]
+    topics: Mapping[str, str] = field(default_factory=dict)
+    truth: Path | None = None
+    metrics: bool = True
+    save_mcap: bool = False
+
+    @property
+    def log(self) -> Path:
+        """The rows of its frames."""
+        return self.out / "frames" / f"{self.name}.jsonl"
+
+    def picture(self, frame: int) -> Path:
+        """The picture of a frame."""
+        return self.out / "pictures" / f"{self.name}_{frame:06d}.jpg"
+
+
+@dataclass(frozen=True)
+class BagOutcome:
+    """How it ended: ``reason`` and ``message`` are empty where all went well; ``warnings`` of the recording."""
+
+    name: str
+    reason: str = ""
+    message: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def evaluate_bag(
+    job: BagJob, models: Mapping[str, Reconstructor], progress: Callable[[float], None] = lambda share: None
+) -> BagOutcome:
+    """Evaluates what earlier runs have left to do. Never raises for a recording, a truth or a disk that is at fault:
+    the outcome says what was."""
+    reason = message = ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RecordingWarning)
+        try:
+            _BagEvaluation(job, models).run(progress)
+        except EventSam3dError as error:
+            reason, message = error.reason, str(error)
+        except OSError as error:
+            reason, message = "os_error", f"{error.filename or job.out}: {error.strerror or error}"
+    told = [str(one.message) for one in caught if issubclass(one.category, RecordingWarning)]
+    for one in caught:
+        if not issubclass(one.category, RecordingWarning):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return BagOutcome(job.name, reason, message, tuple(dict.fromkeys(told)))
+
+
+class _BagEvaluation:
+    def __init__(self, job: BagJob, models: Mapping[str, Reconstructor]) -> None:
+        self._job, self._models = job, models
+        self._reports: Counter[str] = Counter()
+        self._sentences: dict[str, str] = {}
+        self._previous: dict[tuple[str, str, int], Previous] = {}
+        self._kept = {sign: list[tuple[float, int]]() for sign in (1, -1)}  # heaps: best frames, worst frames
+
+    def run(self, progress: Callable[[float], None]) -> None:
+        job = self._job
+        with FrameLog(job.log) as log:
+            if any("end" in row for row in log.earlier()):
+                return
+            if job.save_mcap:
+                log.clear()  # an unfinished MCAP can't be gone on with
+            recording, _ = open_input(job.path, job.topics, job.modes)
+            truth = read_bag_truth(job.path, job.truth)
+            settings = WindowSettings(length_ns=round(next(iter(self._models.values())).info["window_ms"] * 1e6))
+            with _outputs(job, recording) as outputs:
+                # Models may need different numbers of events: `mode_observation` knows them.
+                replay = Replay(recording, 0, self._report, outputs.input if outputs else None, settings)
+                self._run(log, replay, recording, truth, outputs, progress)
+
+    def _run(
+        self,
+        log: FrameLog,
+        replay: Replay,
+        recording: Recording,
+        truth: Truth,
+        outputs: Any,
+        progress: Callable[[float], None],
+    ) -> None:
+        earlier, usable, with_truth = log.earlier(), 0, 0
+        for number, (frame, inputs_ms) in enumerate(_timed(replay.frames())):
+            if number == 0:
+                truth.check_overlap(frame.stamp_ns, None)
+            row = next(earlier, None)
+            if row is None:
+                row = self._row(number, frame, truth, outputs)
+                row["ms"]["inputs"] = inputs_ms
+                log.append(row)
+            elif row["stamp_ns"] != frame.stamp_ns:
+                raise RecordingError(f"{self._job.path} has changed since {log} was written", reason="changed")
+            self._reports.clear()
+            self._remember(row)
+            usable += any(result["objects"] for result in row["results"])
+            with_truth += row["truth"]
+            progress(recording.progress)
+        next(earlier, None)  # a torn row behind the last whole one
+        self._check(replay, truth, usable, with_truth)
+        log.append({"end": self._end(replay, recording)})
+        self._remove_pictures()
+
+    def _end(self, replay: Replay, recording: Recording) -> Row:
+        return {
+            "reports": dict(sorted(self._reports.items())),
+            "sentences": dict(sorted(self._sentences.items())),
+            "seen": {kind: vars(seen) for kind, seen in sorted(replay.seen.items())},
+            "losses": str(recording.losses),
+        }
+
+    def _report(self, reason: str, sentence: str) -> None:
+        self._reports[reason] += 1
+        self._sentences.setdefault(reason, sentence)
+
+    # One frame
+
+    def _row(self, number: int, frame: ReplayedFrame, truth: Truth, outputs: Any) -> Row:
+        camera_pose = truth.camera.at(frame.stamp_ns) if truth.camera else frame.camera_pose
+        row: Row = {"frame": number, "stamp_ns": frame.stamp_ns, "event_count": frame.event_count}
+        row |= {"camera_pose": pose_row(camera_pose), "truth": False, "results": [], "reports": {}}
+        milliseconds: dict[str, Any] = {"reconstruct": {}}
+        found: dict[Setup, list[Reconstruction]] = {}
+        for name, model in self._models.items():
+            for mode in self._job.modes:
+                begin = time.perf_counter()
+                reason, found[name, mode] = self._reconstruct(frame, model, mode)
+                milliseconds["reconstruct"][f"{name} {mode}"] = _since(begin)
+                row["results"].append({"model": name, "mode": mode, "reason": reason, "objects": []})
+        begin = time.perf_counter()
+        true = self._true_solids(frame, truth)
+        row["truth"] = bool(true)
+        self._add_metrics(row, frame, true, found)
+        milliseconds["metrics"] = _since(begin)
+        begin = time.perf_counter()
+        if self._is_extreme(row) and frame.observation is not None:
+            write_picture(self._job.picture(number), draw_frame(frame, found, true))
+        if outputs:
+            outputs.results(frame, found, sum(milliseconds["reconstruct"].values()))
+        milliseconds["writing"] = _since(begin)
+        row["reports"], row["ms"] = dict(sorted(self._reports.items())), milliseconds
+        return row
+
+    def _reconstruct(self, frame: ReplayedFrame, model: Reconstructor, mode: str) -> tuple[str, list[Reconstruction]]:
+        if frame.observation is None:
+            return frame.reason, []
+        try:
+            observation = self._mode_observation(frame, frame.observation, mode, model.info["min_events"])
+            found = model(observation)
+        except InputError as error:  # an empty mask, say: the nodes count it and go on
+            self._report(error.reason, str(error))
+            return error.reason, []
+        left_out = len(set(np.unique(observation.mask).tolist()) - {0}) - len(found)
+        for _ in range(left_out):
+            self._report("object_left_out", "objects of a mask have no result: too small, or nothing solid there")
+        return "", found
+
+    def _mode_observation(self, frame: ReplayedFrame, whole: Observation, mode: str, min_events: int) -> Observation:
+        """What the node sees with this `input_mode`. InputError where it would see nothing."""
+        if mode == "rgb":
+            return replace(whole, event_image=None)
+        few = whole.event_image is not None and frame.event_count < min_events
+        if few:
+            sentence = f"{frame.event_count} events in a window, the model needs {min_events}"
+            if mode == "events":
+                raise InputError(f"{sentence}, and there is no image to go on with", reason="few_events")
+            self._report("few_events", f"{sentence}: the frame goes on without them")
+        if mode == "fused":
+            return replace(whole, event_image=None) if few else whole
+        if whole.event_image is None:
+            raise InputError(
+                "no event image for a frame, and mode events has nothing else", reason="missing_event_image"
+            )
+        return replace(whole, image=None)
+
+    def _add_metrics(
+        self,
+        row: Row,
+        frame: ReplayedFrame,
+        true: Mapping[int, Solid],
+        found: Mapping[Setup, list[Reconstruction]],
+    ) -> None:
+        true_masks = {}
+        if frame.observation is not None:
+            height, width = frame.observation.mask.shape
+            drawn = {id_: silhouette(solid, frame.observation.K, width, height) for id_, solid in true.items()}
+            true_masks = {id_: mask.astype(np.uint8) for id_, mask in drawn.items() if mask.any()}
+        camera_pose = pose_of_row(row["stamp_ns"], row["camera_pose"])
+        for result in row["results"]:
+            for one in found[result["model"], result["mode"]]:
+                values: dict[str, float] = {}
+                if self._job.metrics and frame.observation is not None:
+                    solid = Solid.from_reconstruction(one)
+                    values = _self_consistency(frame.observation, solid, one.id)
+                    before = self._previous.get((result["model"], result["mode"], one.id))
+                    values |= agreement(solid, one.metric, frame.stamp_ns, camera_pose, before)
+                    if one.id in true_masks:
+                        mask, K = true_masks[one.id], frame.observation.K
+                        values |= evaluate(solid, true[one.id], mask, K, metric=one.metric)
+                result["objects"].append(object_row(one, values))
+
+    def _true_solids(self, frame: ReplayedFrame, truth: Truth) -> dict[int, Solid]:
+        if not self._job.metrics or frame.observation is None:
+            return {}
+        solids = {label: truth.solid(label, frame.stamp_ns) for label in truth.objects or {}}
+        return {label: solid for label, solid in solids.items() if solid is not None}
+
+    # What the next frames need of this one
+
+    def _remember(self, row: Row) -> None:
+        pose = pose_of_row(row["stamp_ns"], row["camera_pose"])
+        for result in row["results"]:
+            for one in result["objects"]:
+                key = result["model"], result["mode"], one["id"]
+                self._previous[key] = Previous(row["stamp_ns"], solid_of_row(one), one["metric"], pose)
+        value = main_value(row)
+        if value is not None:
+            for sign, heap in self._kept.items():
+                heapq.heappush(heap, (sign * value, -row["frame"]))
+                if len(heap) > KEPT_PICTURES:
+                    heapq.heappop(heap)
+
+    def _is_extreme(self, row: Row) -> bool:
+        value = main_value(row)
+        if value is None:
+            return False
+        return any(len(h) < KEPT_PICTURES or (sign * value, -row["frame"]) > h[0] for sign, h in self._kept.items())
+
+    def _remove_pictures(self) -> None:
+        """Of frames that were among the best or worst once."""
+        kept = {self._job.picture(-number) for heap in self._kept.values() for _, number in heap}
+        for path in self._job.out.joinpath("pictures").glob(f"{self._job.name}_[0-9]*.jpg"):
+            if path not in kept and len(path.stem) == len(self._job.name) + 7:
+                path.unlink()
+
+    # At the end
+
+    def _check(self, replay: Replay, truth: Truth, usable: int, with_truth: int) -> None:
+        """RecordingError where nothing came out, or where a truth was of no use."""
+        path, seen = self._job.path, replay.seen
+        for kind in ("image", "mask", "camera_info") + (("events",) if set(self._job.modes) - {"rgb"} else ()):
+            if not seen[kind].count:
+                why = next((f": {s}" for r, s in self._sentences.items() if r.startswith(("bad_", "unsupp"))), "")
+                raise RecordingError(f"{path}: no {kind} in it could be read{why}", reason="missing_topic")
+        image, events = seen["image"], seen["events"]
+        if events.count and (events.first_ns > image.last_ns or events.last_ns < image.first_ns):
+            raise RecordingError(
+                f"{path}: the clocks disagree. Frames are stamped {_span(image)}, event packets {_span(events)}: "
+                "there is no frame with events. Set both drivers to one clock, or correct the stamps",
+                reason="clock_mismatch",
+            )
+        if not usable:
+            counted = ", ".join(f"{name} {count}" for name, count in self._total_reports().most_common()) or "nothing"
+            first = next(iter(self._sentences.values()), "every mask is empty")
+            raise RecordingError(
+                f"{path}: nothing was reconstructed from {image.count} frames. Counted: {counted}. The first: {first}",
+                reason="nothing_reconstructed",
+            )
+        if self._job.metrics and truth.objects and not with_truth:
+            truth.check_overlap(image.first_ns, image.last_ns)
+            raise RecordingError(
+                f"{truth.path}: no frame of {path} has a true pose. Poses have to lie at the frames' stamps, or around "
+                "them at most 0.2 s apart",
+                reason="no_overlap",
+            )
+        if truth.camera:
+            truth.check_overlap(image.first_ns, image.last_ns)
+
+    def _total_reports(self) -> Counter[str]:
+        from event_sam3d_ros.evaluation.bag_log import read_rows
+
+        total: Counter[str] = Counter()
+        for row in read_rows(self._job.log):
+            total.update(row.get("reports", {}))
+        return total
+
+
+def main_value(row: Row) -> float | None:
+    """By what frames are ranked: the mean over models, modes and objects of `iou_camera`, where there is a truth, else
+    of `input_mask_iou`; None without metrics."""
+    for name in ("iou_camera", "input_mask_iou"):
+        values = [
+            one["metrics"][name] for result in row["results"] for one in result["objects"] if name in one["metrics"]
+        ]
+        if values:
+            return float(np.mean(values))
+    return None
+
+
+def _self_consistency(observation: Observation, solid: Solid, label: int) -> dict[str, float]:
+    height, width = observation.mask.shape
+    drawn = silhouette(solid, observation.K, width, height)
+    values = {"input_mask_iou": overlap(drawn, observation.mask == label)}
+    contrast = None if observation.event_image is None else edge_contrast(observation.event_image, drawn)
+    return values if contrast is None else values | {"edge_contrast": contrast}
+
+
+def _timed(frames: Iterator[ReplayedFrame]) -> Iterator[tuple[ReplayedFrame, float]]:
+    """Each frame and the milliseconds that it took to come."""
+    begin = time.perf_counter()
+    for frame in frames:
+        yield frame, _since(begin)
+        begin = time.perf_counter()
+
+
+def _since(begin: float) -> float:
+    return round((time.perf_counter() - begin) * 1e3, 3)
+
+
+def _span(seen: Any) -> str:
+    return f"from {seen.first_ns / 1e9:.3f} s to {seen.last_ns / 1e9:.3f} s"
+
+
+def _outputs(job: BagJob, recording: Recording) -> Any:
+    """The MCAP of this recording, if one is wanted."""
+    if not job.save_mcap:
+        from contextlib import nullcontext
+
+        return nullcontext()
+    from event_sam3d_ros.evaluation.bag_mcap import McapOutputs
+
+    return McapOutputs(job.out / "mcap" / job.name, recording, job.modes)
