@@ -26,6 +26,7 @@ COMPRESSED_IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 IMU_TYPE = "sensor_msgs/msg/Imu"
 POSE_TYPE = "geometry_msgs/msg/PoseStamped"
+TRANSFORMS_TYPE = "tf2_msgs/msg/TFMessage"
 TF_TYPE = "tf2_msgs/msg/TFMessage"
 # Standard messages that samples are made of.
 STANDARD_TYPES = (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE, CAMERA_INFO_TYPE, IMU_TYPE, POSE_TYPE)
@@ -115,6 +116,31 @@ def decode_pose(message: RawMessage) -> Pose:
     p, q = stamped.pose.position, stamped.pose.orientation
     position, orientation = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
     return Pose(_stamp(stamped), message.receive_ns, stamped.header.frame_id, position, orientation)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """p_parent = R p_child + t at a stamp, R as a quaternion x y z w."""
+
+    parent: str
+    child: str
+    stamp_ns: int
+    translation: NDArray[np.float64]
+    quaternion: NDArray[np.float64]
+
+
+def decode_transforms(message: RawMessage) -> list[Transform]:
+    """TFMessage -> its transforms; names lose a leading slash, as in TF."""
+    if message.type != TRANSFORMS_TYPE:
+        raise unsupported_type(message, TRANSFORMS_TYPE)
+    found = []
+    for stamped in _deserialize(message).transforms:
+        t, q = stamped.transform.translation, stamped.transform.rotation
+        parent, child = stamped.header.frame_id.lstrip("/"), stamped.child_frame_id.lstrip("/")
+        found.append(
+            Transform(parent, child, _stamp(stamped), np.array([t.x, t.y, t.z]), np.array([q.x, q.y, q.z, q.w]))
+        )
+    return found
 
 
 def encode_imu(chunk: ImuChunk, index: int) -> bytes | memoryview:
