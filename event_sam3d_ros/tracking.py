@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from event_sam3d_ros.reconstruction import Reconstruction
 
 PATIENCE_S = 1.0
+MIN_MISSED = 3  # frames: a slow model sees too little of the time to say that an object is gone
 MIN_OVERLAP = -0.35  # DIoU of equal boxes that are about 1.7 of their widths apart
 HORIZON_S = 0.5  # a track moves on at its latest speed for at most this long
 SPEED_TIME_S = 0.1  # over which speeds are averaged
@@ -73,6 +74,7 @@ class _Track:
     sight: _Sight
     speed: NDArray[np.float64] | None = None
     image_speed: NDArray[np.float64] | None = None
+    missed: int = 0  # frames since its sight
 
     def moved_to(self, stamp_ns: int) -> _Sight:
         """Where the object should be at a time."""
@@ -96,10 +98,10 @@ class _Track:
 class Tracker:
     """Gives reconstructions the ids of their tracks, frame after frame.
 
-    A track that is not seen for ``patience_s`` (by the frames' stamps) ends. A new one takes its mask's label as its
-    id if no track had that id before, else the next number that none had: as long as the source of the masks keeps its
-    labels, ids are labels. A stamp that is earlier by more than the patience (a recording starts again) ends all
-    tracks and forgets all ids. Memory: the latest mask of each track, of at most 200 tracks
+    A track that is not seen for ``patience_s`` (by the frames' stamps) and at least 3 frames ends. A new one takes its
+    mask's label as its id if no track had that id before, else the next number that none had: as long as the source
+    of the masks keeps its labels, ids are labels. A stamp that is earlier by more than the patience (a recording
+    starts again) ends all tracks and forgets all ids. Memory: the latest mask of each track, of at most 200 tracks
     that are not in the picture.
     """
 
@@ -155,10 +157,13 @@ class Tracker:
             died = list(self.alive)
             self._start_over()
         else:
-            died = [t.id for t in self._tracks if stamp_ns - t.sight.stamp_ns > self._patience_ns]
-            self._tracks = [t for t in self._tracks if t.id not in died]
+            died = [track.id for track in self._tracks if self._is_over(track, stamp_ns)]
+            self._tracks = [replace(track, missed=track.missed + 1) for track in self._tracks if track.id not in died]
         self._newest_ns = max(stamp_ns, self._newest_ns or stamp_ns)
         return died
+
+    def _is_over(self, track: _Track, stamp_ns: int) -> bool:
+        return track.missed >= MIN_MISSED and stamp_ns - track.sight.stamp_ns > self._patience_ns
 
     def _associate(self, sights: list[_Sight]) -> list[tuple[int, int]]:
         """Pairs (track, sight) of the largest sum of overlaps over the least that is allowed."""

@@ -103,6 +103,22 @@ def test_one_that_comes_back_in_time_is_the_same_and_later_a_new_one():
     assert (ids_by_label(frame), frame.born) == ({1: 3, 2: 2}, (3,))
 
 
+def test_a_slow_model_keeps_its_tracks_and_still_ends_them():
+    tracker = Tracker(patience_s=1.0)
+    for number in range(3):
+        frame = update(tracker, number * 100, [thing(1, (0, 0, 1)), thing(2, (0.4, 0, 1))])
+        assert ids_by_label(frame) == {1: 1, 2: 2}  # more than three seconds apart
+    died = [update(tracker, number * 100, [thing(2, (0.4, 0, 1))]).died for number in range(3, 8)]
+    assert died == [(), (), (), (1,), ()]
+
+
+def test_frames_without_objects_count():
+    tracker = Tracker(patience_s=1.0)
+    update(tracker, 0, [thing(1, (0, 0, 1))])
+    assert [update(tracker, number, []).died for number in (10, 20, 30, 40)] == [(), (), (), (1,)]
+    assert tracker.alive == ()
+
+
 def test_far_away_is_another_object_even_under_the_same_label():
     tracker = Tracker()
     update(tracker, 0, [thing(7, (-0.5, 0, 1))])

@@ -108,7 +108,7 @@ def _object_result(item: ReconstructedObject) -> ObjectResult:
     colors = np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
     position, orientation, size = item.pose.position, item.pose.orientation, item.size
     return ObjectResult(
-        id=int(item.id),
+        id=int(item.label),  # as the truth beside a recording calls it
         score=float(item.score),
         metric=bool(item.metric),
         position=np.array([position.x, position.y, position.z]),

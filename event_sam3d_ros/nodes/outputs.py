@@ -25,9 +25,10 @@ def frame_of(reconstruction: Reconstruction) -> str:
     return f"object_{reconstruction.id}"
 
 
-def object_message(reconstruction: Reconstruction, header: Header) -> ReconstructedObject:
-    """One object with pose, size and points in the header's frame."""
-    message = ReconstructedObject(id=reconstruction.id, score=float(reconstruction.score), metric=reconstruction.metric)
+def object_message(reconstruction: Reconstruction, header: Header, label: str) -> ReconstructedObject:
+    """One object with pose, size and points in the header's frame; ``label``: what the mask calls it."""
+    message = ReconstructedObject(id=reconstruction.id, label=label, metric=reconstruction.metric)
+    message.score = float(reconstruction.score)
     message.pose = _pose(reconstruction)
     message.size = _vector(reconstruction.size)
     message.points = points_message(reconstruction.points, reconstruction.colors, header)

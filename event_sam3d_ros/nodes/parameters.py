@@ -277,6 +277,11 @@ RECONSTRUCTION_NODE = ParameterTable(
         "What the network sees: frame and events, frame alone, events alone.",
         choices=("fused", "rgb", "events"),
     ),
+    Parameter(
+        "track",
+        True,
+        "Ids of objects stay the same while masks change their labels (docs/sequences.md); false: ids are the labels.",
+    ),
     Parameter("image_type", "raw", "sensor_msgs/Image or CompressedImage.", choices=("raw", "compressed")),
     Parameter(
         "depth_type",

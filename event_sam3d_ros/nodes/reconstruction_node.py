@@ -20,13 +20,14 @@ from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.errors import CalibrationError, EventSam3dError, InputError, excerpt
 from event_sam3d_ros.msg import EventWindow, ReconstructedObjectArray
 from event_sam3d_ros.nodes import conversions, debug_image, outputs
-from event_sam3d_ros.pairing import Frame, StampPairing
 from event_sam3d_ros.nodes.parameters import RECONSTRUCTION_NODE
 from event_sam3d_ros.nodes.pipeline_node import NO_CLOCK, PipelineNode, run_node
 from event_sam3d_ros.nodes.worker import LatestWinsWorker
 from event_sam3d_ros.observations import FrameArrays, build_observation
+from event_sam3d_ros.pairing import Frame, StampPairing
 from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
+from event_sam3d_ros.tracking import TrackedFrame, Tracker
 
 _REASONS = (
     "missing_image",
@@ -106,6 +107,8 @@ class ReconstructionNode(PipelineNode):
         self._worker: LatestWinsWorker[_Task] | None = None
         self._camera: CameraModel | None = None
         self._calibration: tuple | None = None
+        self._tracker: Tracker | None = None
+        self._tracks_born = self._tracks_ended = 0
         super().__init__("reconstruction_node", RECONSTRUCTION_NODE, _REASONS)
 
     # Lifecycle
@@ -145,6 +148,7 @@ class ReconstructionNode(PipelineNode):
             near_expected=lambda: depth is not None and depth.has_publishers,
         )
         self.parameters_changed()
+        self._tracker = Tracker() if self.value("track") else None
         self._worker = LatestWinsWorker(self._process, self._dropped, "reconstruction")
         self._expire_timer = self.add_timer(_EXPIRE_PERIOD_S, self._expire)
 
@@ -226,10 +230,25 @@ class ReconstructionNode(PipelineNode):
             )
         self._check_age(task.frame.stamp_ns)
         observation = self._observation(task)
-        reconstructions = self._reconstructor(observation)
+        try:
+            reconstructions = self._reconstructor(observation)
+        except InputError:
+            self._track(observation, [])  # a frame in which no object was seen
+            raise
         self._report_left_out(observation, reconstructions)
+        tracked = self._track(observation, reconstructions)
         self._check_age(task.frame.stamp_ns)
-        self._publish(task, observation, reconstructions, (time.monotonic() - begin) * 1e3)
+        self._publish(task, observation, tracked, (time.monotonic() - begin) * 1e3)
+
+    def _track(self, observation: Observation, reconstructions: list[Reconstruction]) -> TrackedFrame:
+        """The reconstructions with the ids of their tracks; without tracking with those of the mask."""
+        if self._tracker is None:
+            labels = tuple(reconstruction.id for reconstruction in reconstructions)
+            return TrackedFrame(reconstructions, labels, (), ())
+        tracked = self._tracker.update(observation.stamp_ns, reconstructions, observation.mask)
+        self._tracks_born += len(tracked.born)
+        self._tracks_ended += len(tracked.died)
+        return tracked
 
     def _report_left_out(self, observation: Observation, reconstructions: list[Reconstruction]) -> None:
         """Count the objects of the mask for which there is no result."""
@@ -296,13 +315,14 @@ class ReconstructionNode(PipelineNode):
                 f"{self._reconstructor.info['window_ms']:g} ms: set window_ms of event_image_node",
             )
 
-    def _publish(
-        self, task: _Task, observation: Observation, reconstructions: list[Reconstruction], processing_ms: float
-    ) -> None:
-        messages = task.frame.messages
+    def _publish(self, task: _Task, observation: Observation, tracked: TrackedFrame, processing_ms: float) -> None:
+        messages, reconstructions = task.frame.messages, tracked.reconstructions
         header = _header(messages)
         message = ReconstructedObjectArray(header=header, processing_ms=processing_ms, model=self._model_name)
-        message.objects = [outputs.object_message(reconstruction, header) for reconstruction in reconstructions]
+        message.objects = [
+            outputs.object_message(reconstruction, header, str(label))
+            for reconstruction, label in zip(reconstructions, tracked.labels, strict=True)
+        ]
         if observation.event_image is not None:
             window = messages["event_window"]
             message.window_start, message.window_end = window.window_start, window.window_end
@@ -326,10 +346,13 @@ class ReconstructionNode(PipelineNode):
             self._debug.publish(conversions.image_message(picture, "rgb8", header))
 
     def diagnostic_values(self) -> dict[str, str]:
-        """Model, device and its memory."""
+        """Model, device and its memory, tracks."""
         if self._reconstructor is None:
             return {}
         values = {"model": self._model_name, "device": str(getattr(self._reconstructor, "device", "unknown"))}
+        if self._tracker is not None:
+            born, ended = self._tracks_born, self._tracks_ended
+            values["tracks"] = f"{born - ended} alive, {born} born, {ended} ended"
         device = getattr(self._reconstructor, "device", None)
         if device is not None and device.type == "cuda":
             try:

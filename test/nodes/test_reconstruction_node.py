@@ -51,7 +51,10 @@ class PlayedModel:
             raise self.errors.pop(0)
         solid = np.zeros((64, 64, 64), bool)
         points, colors = np.ones((5, 3), np.float32), np.zeros((5, 3), np.uint8)
-        return [Reconstruction(1, 0.5, True, solid, points, colors, np.ones(3), np.array([0, 0, 0, 1.0]), np.ones(3))]
+        label = min(set(np.unique(observation.mask).tolist()) - {0})
+        return [
+            Reconstruction(label, 0.5, True, solid, points, colors, np.ones(3), np.array([0, 0, 0, 1.0]), np.ones(3))
+        ]
 
 
 @pytest.fixture
@@ -259,7 +262,11 @@ def test_memory_is_asked_of_the_models_own_gpu_and_only_there(bench, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
     made.model.device = torch.device("cpu")
-    assert made.node.diagnostic_values() == {"model": "played.test", "device": "cpu"}
+    assert made.node.diagnostic_values() == {
+        "model": "played.test",
+        "device": "cpu",
+        "tracks": "0 alive, 0 born, 0 ended",
+    }
     made.model.device = torch.device("cuda:1")
     first, second = made.node.diagnostic_values(), made.node.diagnostic_values()
     assert asked == [torch.device("cuda:1")] * 2
@@ -300,3 +307,17 @@ def test_depth_of_another_coordinate_frame(bench, mode, used):
     assert (made.model.observations[0].depth is not None) == used
     assert made.counts["frame_mismatch"] == 1
     assert "depth has the frame_id lidar, the image camera" in made.node.health.recent()["frame_mismatch"]
+
+
+@pytest.mark.parametrize("track", [True, False])
+def test_ids_are_those_of_tracks_unless_that_is_switched_off(bench, track):
+    played = bench(("camera_info", "image", "mask"), input_mode="rgb", depth_type="none", track=track)
+    for number, label in enumerate((5, 9, 2)):
+        messages = scene(stamp_ms=1000 + 40 * number)
+        stamp = messages["mask"].header
+        messages["mask"] = image_message(messages["mask_pixels"] * np.uint8(label), "mono8", stamp)
+        send(played, messages)
+        played.wait_for(lambda number=number: len(played.answers) > number)
+    assert [item.label for answer in played.answers for item in answer.objects] == ["5", "9", "2"]
+    assert [item.id for answer in played.answers for item in answer.objects] == ([5, 5, 5] if track else [5, 9, 2])
+    assert played.node.diagnostic_values().get("tracks") == ("1 alive, 1 born, 0 ended" if track else None)
