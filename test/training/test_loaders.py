@@ -1,6 +1,7 @@
 """Loaders, each on a tiny copy of its dataset's layout: a square that moves to the right, with events where it is."""
 
 import dataclasses
+import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from event_sam3d_ros.errors import ConfigurationError, InputError, RecordingError, RecordingWarning
 from event_sam3d_ros.events.events import Events
@@ -20,7 +23,7 @@ from training import distill, fuse
 from training.augmentations import AugmentationConfig
 from training.datasets import TRUTH, DataConfig, fields, render
 from training.loaders import check
-from training.loaders.base import around
+from training.loaders.base import UNUSABLE, around
 from training.loaders.files import EventCache, in_order, read_events
 from training.loaders.mixture import Mixture, open_loader, open_mixture, sizes
 from training.loaders.settings import DatasetConfig
@@ -407,6 +410,36 @@ def test_a_broken_file_is_left_out_and_counted(what, tmp_path, pool):
         pool.shutdown()  # the batches that were begun ahead
     assert len(batch["true_mask"]) == len(loader)
     assert loader.left_out == {reason: 3}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(list(WRITERS)), st.integers(0, 2**32), st.booleans())
+def test_damage_of_any_file_is_told(kind, seed, is_cut):
+    """Whatever is in the files, reading gives a moment or one of the errors that the source counts."""
+    rng = RNG(seed)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen = write(kind, Path(folder))
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        path = files[rng.integers(len(files))]
+        data = bytearray(path.read_bytes())
+        if is_cut:
+            data = data[: rng.integers(len(data))]
+        else:
+            for place in rng.integers(0, len(data), 20):
+                data[place] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            loader = open_loader(chosen, CONFIG)
+            for number in range(len(loader)):
+                try:
+                    moment = loader.read(number, rng)
+                    assert moment.mask.shape == (HEIGHT, WIDTH) and moment.mask.any()
+                    assert moment.event_image().shape == moment.blurry.shape == (HEIGHT, WIDTH, 3)
+                except UNUSABLE:
+                    continue
+        except InputError as error:
+            assert error.reason == "no_samples"
 
 
 def test_frames_with_few_events_are_left_out(tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pickle
 import re
 import threading
+import zipfile
 from collections import OrderedDict
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,6 +26,11 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 _DVS640 = (640, 480)
+# What torch and numpy say about files that hold something else than a tensor of masks, or are damaged.
+_NO_MASKS = (
+    *(OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile),
+    *(LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError, MemoryError),
+)
 # numpy reads its headers with Python's ast, which several threads can't use at once: with Python 3.11.7 some fail with
 # "SystemError: AST constructor recursion depth mismatch".
 _PARSING = threading.Lock()
@@ -41,9 +47,12 @@ def read_picture(path: Path, size: Size) -> NDArray[np.uint8]:
 
 
 def read_alpha(path: Path, size: Size) -> NDArray[np.uint8] | None:
-    """(H, W) opacity of a picture that has one."""
+    """(H, W) uint8 opacity of a picture that has one."""
     picture = _decoded(path, cv2.IMREAD_UNCHANGED)
-    return resized(picture[..., 3], size) if picture.ndim == 3 and picture.shape[2] == 4 else None
+    if picture.ndim != 3 or picture.shape[2] != 4:
+        return None
+    alpha = picture[..., 3]
+    return resized((alpha >> 8).astype(np.uint8) if alpha.dtype == np.uint16 else alpha, size)
 
 
 def read_mask(path: Path, size: Size) -> NDArray[np.bool_]:
@@ -87,7 +96,7 @@ def _largest(path: Path) -> NDArray[np.bool_]:
         masks = torch.load(path, map_location="cpu", weights_only=True)["masks"]
         masks = masks.reshape(-1, *masks.shape[-2:]).bool().numpy()
         return masks[masks.sum((1, 2)).argmax()]
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+    except _NO_MASKS as error:
         raise InputError(f"{path} holds no masks of SAM 3 ({error})", reason="broken_mask") from error
 
 

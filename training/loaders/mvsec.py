@@ -34,14 +34,14 @@ class _Flight(Sequence):
 
     def __init__(self, loader: Loader, name: str, path: Path) -> None:
         self.name, self.path, self.loader = name, path, loader
-        self._times_us = np.rint(self._read("image_raw_ts", ...) * 1e6).astype(np.int64)
+        self._times_us = np.rint(self._read("image_raw_ts", ..., 1, np.float64) * 1e6).astype(np.int64)
         self.length = len(self._times_us)
         masks = path.with_suffix("") / "sam3"
         self._masks = [mask_file(masks / f"{loader.object}_{frame:06d}") for frame in range(self.length)]
         self.usable = [frame for frame, file in enumerate(self._masks) if file.is_file()]
 
     def picture(self, frame: int) -> NDArray[np.uint8]:
-        picture = np.asarray(self._read("image_raw", frame), np.uint8)
+        picture = self._read("image_raw", frame, 2, np.uint8)
         return resized(np.repeat(picture[..., None], 3, axis=-1), self.loader.size)
 
     def mask(self, frame: int) -> NDArray[np.bool_] | None:
@@ -50,13 +50,17 @@ class _Flight(Sequence):
     def events(self, frame: int) -> tuple[Events, tuple[int, int]]:
         return self.loader.window(self.path, int(self._times_us[frame]))
 
-    def _read(self, name: str, rows: object) -> NDArray:
+    def _read(self, name: str, rows: object, axes: int, kind: type) -> NDArray:
+        """Rows of a dataset as an array of so many axes."""
         import h5py
 
         try:
             with h5py.File(self.path, "r") as file:
-                return file[f"{CAMERA}/{name}"][rows]
-        except (OSError, KeyError, IndexError, ValueError) as error:
+                values: NDArray = np.asarray(file[f"{CAMERA}/{name}"][rows], kind)
+            if values.ndim != axes or not values.size:
+                raise ValueError(f"it has the shape {values.shape}")
+        except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
             raise RecordingError(
                 f"{self.path} has no readable {CAMERA}/{name}: {error}", reason="broken_recording"
             ) from error
+        return values
