@@ -1,5 +1,7 @@
 """Event pixels against what their model says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,3 +102,57 @@ def test_wrong_images_and_times_are_refused():
     with pytest.raises(InputError) as error:
         simulator.step(np.zeros((H, W + 1)), 200)
     assert error.value.reason == "size_mismatch"
+
+
+SLOW = EventCameraParameters(0.05, 0.05, 0.0, refractory_us=0, leak_rate_hz=0, shot_noise_rate_hz=0, cutoff_hz=50.0)
+
+
+def _answer(events):
+    """Mean over the pixels of what events add up to."""
+    return np.where(events.p == 1, 0.05, -0.05).sum() / (H * W)
+
+
+def _time_constant_us(intensity, cutoff_hz):
+    """Of v2e's photoreceptor: 20/275 of the bandwidth in the dark, all of it in full light."""
+    return 1e6 / (2 * np.pi * cutoff_hz * (20 + 255 * intensity) / 275)
+
+
+@pytest.mark.parametrize("step_us", [250, 1000])
+def test_a_step_of_light_is_answered_exponentially(step_us):
+    simulator = _simulator(SLOW)
+    dark, light = (np.full((H, W), np.log(value + LOG_OFFSET)) for value in (0.4, 0.5))
+    simulator.run(np.stack([dark, light]), np.array([0, 1]))
+    times = np.arange(1, 40) * step_us + 1
+    events = simulator.run(np.stack([light] * len(times)), times)
+    height = float(light[0, 0] - dark[0, 0])
+    for after_us in (2000, 5000):
+        expected = height * (1 - np.exp(-after_us / _time_constant_us(0.5, 50.0)))
+        assert _answer(events[events.t <= after_us]) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_ramp_is_answered_later_by_the_time_constant():
+    times = np.arange(0, 60_001, 500)
+    ramp = np.log(0.004 + LOG_OFFSET) + 1e-5 * times
+    images = np.broadcast_to(ramp[:, None, None], (len(times), H, W)).astype(np.float32)
+    prompt = _simulator(replace(SLOW, cutoff_hz=0.0)).run(images, times)
+    late = _simulator(replace(SLOW, cutoff_hz=300.0)).run(images, times)
+    tau = _time_constant_us(np.exp(ramp[-1]) - LOG_OFFSET, 300.0)
+    assert len(prompt) - len(late) == pytest.approx(1e-5 * tau * H * W / 0.05, rel=0.15)
+
+
+def test_no_bandwidth_limit_is_the_limit_of_large_ones():
+    images = np.cumsum(np.random.default_rng(3).normal(0, 0.15, (20, H, W)), axis=0) - 2
+    prompt = _simulator(QUIET).run(images, np.arange(20) * 500)
+    wide = _simulator(replace(QUIET, cutoff_hz=1e6)).run(images, np.arange(20) * 500)
+    assert abs(len(wide) - len(prompt)) <= 0.02 * len(prompt)
+
+
+def test_hot_pixels_fire_without_cause():
+    parameters = replace(QUIET, hot_pixel_share=0.05, hot_pixel_rate_hz=200.0)
+    events = EventSimulator(40, 50, parameters, np.random.default_rng(1)).run(
+        np.zeros((11, 40, 50)), np.arange(11) * 50_000
+    )
+    pixels, counts = np.unique(events.y.astype(int) * 50 + events.x, return_counts=True)
+    assert len(pixels) == pytest.approx(100, abs=30)
+    assert counts.mean() == pytest.approx(100, rel=0.1)  # 0.5 s of 200 Hz
+    assert np.all(events.p == 1) and np.all(np.diff(events.t) >= 0)
