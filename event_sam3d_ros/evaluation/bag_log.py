@@ -18,12 +18,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.evaluation.poses import CameraPose
-from event_sam3d_ros.evaluation.solids import Solid
 from event_sam3d_ros.reconstruction import OCCUPANCY_RESOLUTION, Reconstruction
 
 Row = dict[str, Any]
@@ -107,10 +104,11 @@ def _parsed(line: bytes) -> Row | None:
         return None
 
 
-def object_row(found: Reconstruction, metrics: Mapping[str, float]) -> Row:
-    """A reconstruction without its points: all that the tables and the next frame need."""
+def object_row(found: Reconstruction, label: int, metrics: Mapping[str, float]) -> Row:
+    """A reconstruction without its points: all that the tables and the next frame need. ``label``: of its mask."""
     return {
         "id": found.id,
+        "label": label,
         "score": float(found.score),
         "metric": bool(found.metric),
         "position": [float(value) for value in found.position],
@@ -121,12 +119,20 @@ def object_row(found: Reconstruction, metrics: Mapping[str, float]) -> Row:
     }
 
 
-def solid_of_row(row: Row) -> Solid:
-    """The solid of an `object_row`."""
+def reconstruction_of_row(row: Row) -> Reconstruction:
+    """What `object_row` was made of, without points, and with the mask's label as its id."""
     bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(row["occupancy"])), np.uint8))
-    grid: NDArray[np.bool_] = bits.astype(bool).reshape((OCCUPANCY_RESOLUTION,) * 3)
-    rotation = Rotation.from_quat(row["quaternion"]).as_matrix()
-    return Solid(grid, rotation, np.array(row["position"]), np.array(row["size"]))
+    return Reconstruction(
+        id=row["label"],
+        score=row["score"],
+        metric=row["metric"],
+        occupancy=bits.astype(bool).reshape((OCCUPANCY_RESOLUTION,) * 3),
+        points=np.zeros((0, 3), np.float32),
+        colors=np.zeros((0, 3), np.uint8),
+        position=np.array(row["position"]),
+        quaternion=np.array(row["quaternion"]),
+        size=np.array(row["size"]),
+    )
 
 
 def pose_row(pose: CameraPose | None) -> list[float] | None:

@@ -14,22 +14,22 @@ from event_sam3d_ros.evaluation.metrics import silhouette
 from event_sam3d_ros.evaluation.replay import ReplayedFrame
 from event_sam3d_ros.evaluation.solids import Floats, Solid
 from event_sam3d_ros.preprocess import Observation
-from event_sam3d_ros.reconstruction import Reconstruction
+from event_sam3d_ros.tracking import TrackedFrame
 
 Picture = NDArray[np.uint8]
 
-_TILE, _GAP, _HEAD = 220, 6, 22
+_TILE, _GAP, _HEAD, _COLUMNS = 220, 6, 22, 4
 _JPEG_QUALITY = 88
-_MASK, _TRUTH, _RESULT = (255, 220, 0), (60, 200, 60), (255, 120, 0)
+_MASK, _TRUTH, _RESULT = (255, 220, 0), (215, 40, 215), (255, 120, 0)
 _PAPER, _INK, _BACKDROP = (255, 255, 255), (40, 40, 40), (238, 240, 243)
 _SIDE_DEG = 65.0
 
 
 def draw_frame(
-    frame: ReplayedFrame, found: Mapping[tuple[str, str], Sequence[Reconstruction]], truth: Mapping[int, Solid]
+    frame: ReplayedFrame, found: Mapping[tuple[str, str], TrackedFrame], truth: Mapping[int, Solid]
 ) -> Picture:
     """RGB picture: the frame with the mask's outline, its events, then for each model and mode the result's outline
-    over the frame and its points from the side. Truth, where there is any, is green. ``frame.observation`` is given."""
+    over the frame and its points from the side. Truth is purple. ``frame.observation`` is given."""
     whole = frame.observation
     assert whole is not None
     height, width = whole.mask.shape
@@ -40,15 +40,19 @@ def draw_frame(
     tiles = [("frame, mask", _outlined(photo, window, [(labels, _MASK), (true, _TRUTH)]))]
     if whole.event_image is not None:
         tiles.append((f"{frame.event_count} events", _outlined(whole.event_image, window, [(true, _TRUTH)])))
-    for (model, mode), objects in found.items():
-        drawn = [silhouette(Solid.from_reconstruction(one), whole.K, width, height) for one in objects]
+    for (model, mode), tracked in found.items():
+        solids = [Solid.from_reconstruction(one) for one in tracked.reconstructions]
+        drawn = [silhouette(solid, whole.K, width, height) for solid in solids]
         tiles.append((f"{model} {mode}", _outlined(photo, window, [(true, _TRUTH), (drawn, _RESULT)])))
-        tiles.append(("from the side", _side(objects, truth)))
-    page = np.full((_HEAD + _TILE + _GAP, len(tiles) * (_TILE + _GAP) + _GAP, 3), _PAPER, np.uint8)
+        tiles.append(("from the side", _side(tracked, truth)))
+    rows, columns = -(-len(tiles) // _COLUMNS), min(len(tiles), _COLUMNS)
+    height, width = rows * (_HEAD + _TILE) + _GAP, columns * (_TILE + _GAP) + _GAP
+    page = np.full((height, width, 3), _PAPER, np.uint8)
     for number, (title, tile) in enumerate(tiles):
-        left = _GAP + number * (_TILE + _GAP)
-        page[_HEAD : _HEAD + _TILE, left : left + _TILE] = tile
-        cv2.putText(page, title, (left, _HEAD - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.42, _INK, 1, cv2.LINE_AA)
+        left = _GAP + number % _COLUMNS * (_TILE + _GAP)
+        top = _HEAD + number // _COLUMNS * (_HEAD + _TILE)
+        page[top : top + _TILE, left : left + _TILE] = tile
+        cv2.putText(page, title, (left, top - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.42, _INK, 1, cv2.LINE_AA)
     return page
 
 
@@ -87,13 +91,13 @@ def _outlined(
     return tile.astype(np.uint8)
 
 
-def _side(objects: Sequence[Reconstruction], truth: Mapping[int, Solid]) -> Picture:
+def _side(tracked: TrackedFrame, truth: Mapping[int, Solid]) -> Picture:
     """Points turned about the vertical through each object's own centre; truth at the result's size, for the scale
     may be unknown."""
     tile = np.full((_TILE, _TILE, 3), _BACKDROP, np.uint8)
-    for one in objects:
-        if one.id in truth:
-            true = truth[one.id]
+    for one, label in zip(tracked.reconstructions, tracked.labels, strict=True):
+        if label in truth:
+            true = truth[label]
             _dots(tile, (true.to_camera(true.surface[:3000]) - true.position) / true.side, _TRUTH)
         _dots(tile, (one.points - one.position) / float(np.max(one.size)), _RESULT)
     return tile

@@ -25,7 +25,7 @@ TRUTH_METRICS = (
 OWN_METRICS = ("input_mask_iou", "shape_agreement", "edge_contrast", "world_step_m", "world_step_deg")
 METRICS = TRUTH_METRICS + OWN_METRICS
 COLUMNS = (
-    *("bag", "frame", "stamp_ns", "model", "mode", "id", "reason", "score", "metric"),
+    *("bag", "frame", "stamp_ns", "model", "mode", "id", "label", "reason", "score", "metric"),
     *("x", "y", "z", "qx", "qy", "qz", "qw", "sx", "sy", "sz", "event_count"),
     *METRICS,
 )
@@ -116,6 +116,7 @@ class BagResults:
     reports: Counter[str] = field(default_factory=Counter)
     sentences: dict[str, str] = field(default_factory=dict)
     losses: str = ""
+    warnings: list[str] = field(default_factory=list)
     is_complete: bool = False
     first_ns: int | None = None
     series: dict[tuple[str, str], Series] = field(default_factory=lambda: defaultdict(Series))
@@ -146,12 +147,13 @@ class Results:
         """Takes in the rows of all recordings, by name; ``write`` gets the rows of results.csv."""
         for job in sorted(jobs, key=lambda one: one.name):
             bag = BagResults(job, outcomes[job.name], {setup: SetupResults() for setup in self.setups})
+            bag.warnings = list(bag.outcome.warnings)
             self.bags.append(bag)
             for row in read_rows(job.log):
                 if "end" in row:
                     bag.is_complete, end = True, row["end"]
                     bag.reports.update(end["reports"])
-                    bag.sentences, bag.losses = end["sentences"], end["losses"]
+                    bag.sentences, bag.losses, bag.warnings = end["sentences"], end["losses"], end["warnings"]
                     continue
                 self._take(bag, row)
                 for line in _lines(job.name, row):
@@ -228,11 +230,19 @@ def _lines(bag: str, row: Row) -> list[list[Any]]:
         head = [bag, row["frame"], row["stamp_ns"], result["model"], result["mode"]]
         if not result["objects"]:
             blank = [""] * (len(COLUMNS) - len(head))
-            blank[1], blank[14] = result["reason"] or "no_object", row["event_count"]
+            blank[2], blank[15] = result["reason"] or "no_object", row["event_count"]
             lines.append(head + blank)
         for one in sorted(result["objects"], key=lambda one: one["id"]):
             numbers = [*one["position"], *one["quaternion"], *one["size"]]
-            line = [*head, one["id"], "", _digits(one["score"]), int(one["metric"]), *map(_digits, numbers)]
+            line = [
+                *head,
+                one["id"],
+                one["label"],
+                "",
+                _digits(one["score"]),
+                int(one["metric"]),
+                *map(_digits, numbers),
+            ]
             metrics = [_digits(one["metrics"][name]) if name in one["metrics"] else "" for name in METRICS]
             lines.append([*line, row["event_count"], *metrics])
     return lines
@@ -295,7 +305,7 @@ def _bag_summary(bag: BagResults) -> dict[str, Any]:
         "complete": bag.is_complete,
         "reason": bag.outcome.reason,
         "message": bag.outcome.message,
-        "warnings": list(bag.outcome.warnings),
+        "warnings": bag.warnings,
         "losses": bag.losses,
         "reports": dict(sorted(bag.reports.items())),
         "setups": [results.as_dict(setup) for setup, results in bag.setups.items()],

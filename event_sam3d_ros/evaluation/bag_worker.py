@@ -6,7 +6,7 @@ import heapq
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ import numpy as np
 
 from event_sam3d_ros.errors import EventSam3dError, InputError, RecordingError, RecordingWarning
 from event_sam3d_ros.evaluation.bag_inputs import open_input
-from event_sam3d_ros.evaluation.bag_log import FrameLog, Row, object_row, pose_of_row, pose_row, solid_of_row
+from event_sam3d_ros.evaluation.bag_log import (
+    FrameLog,
+    Row,
+    object_row,
+    pose_of_row,
+    pose_row,
+    read_rows,
+    reconstruction_of_row,
+)
 from event_sam3d_ros.evaluation.bag_pictures import draw_frame, write_picture
 from event_sam3d_ros.evaluation.bag_truth import Truth, read_bag_truth
 from event_sam3d_ros.evaluation.consistency import Previous, agreement, edge_contrast, overlap
@@ -24,8 +32,9 @@ from event_sam3d_ros.evaluation.replay import Replay, ReplayedFrame
 from event_sam3d_ros.evaluation.solids import Solid
 from event_sam3d_ros.events.windows import WindowSettings
 from event_sam3d_ros.preprocess import Observation
-from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
+from event_sam3d_ros.reconstructor import Reconstructor
 from event_sam3d_ros.recordings.files import Recording
+from event_sam3d_ros.tracking import TrackedFrame, Tracker
 
 KEPT_PICTURES = 3  # best and worst frames of a recording, each
 Setup = tuple[str, str]  # model and mode
@@ -74,23 +83,30 @@ def evaluate_bag(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RecordingWarning)
         try:
-            _BagEvaluation(job, models).run(progress)
+            _BagEvaluation(job, models, lambda: _told(caught)).run(progress)
         except EventSam3dError as error:
             reason, message = error.reason, str(error)
         except OSError as error:
             reason, message = "os_error", f"{error.filename or job.out}: {error.strerror or error}"
-    told = [str(one.message) for one in caught if issubclass(one.category, RecordingWarning)]
     for one in caught:
         if not issubclass(one.category, RecordingWarning):
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    return BagOutcome(job.name, reason, message, tuple(dict.fromkeys(told)))
+    return BagOutcome(job.name, reason, message, tuple(_told(caught)))
+
+
+def _told(caught: Iterable[warnings.WarningMessage]) -> list[str]:
+    """What the recording had to say, each thing once."""
+    return list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, RecordingWarning)))
 
 
 class _BagEvaluation:
-    def __init__(self, job: BagJob, models: Mapping[str, Reconstructor]) -> None:
-        self._job, self._models = job, models
+    """``told`` gives the warnings of the recording so far."""
+
+    def __init__(self, job: BagJob, models: Mapping[str, Reconstructor], told: Callable[[], list[str]]) -> None:
+        self._job, self._models, self._told = job, models, told
         self._reports: Counter[str] = Counter()
         self._sentences: dict[str, str] = {}
+        self._trackers = {(name, mode): Tracker() for name in models for mode in job.modes}
         self._previous: dict[tuple[str, str, int], Previous] = {}
         self._kept = {sign: list[tuple[float, int]]() for sign in (1, -1)}  # heaps: best frames, worst frames
 
@@ -128,7 +144,12 @@ class _BagEvaluation:
                 row["ms"]["inputs"] = inputs_ms
                 log.append(row)
             elif row["stamp_ns"] != frame.stamp_ns:
-                raise RecordingError(f"{self._job.path} has changed since {log} was written", reason="changed")
+                raise RecordingError(
+                    f"{self._job.path} has changed since {self._job.log} was written: give another --out",
+                    reason="changed",
+                )
+            else:
+                self._track_again(frame, row)
             self._reports.clear()
             self._remember(row)
             usable += any(result["objects"] for result in row["results"])
@@ -145,6 +166,7 @@ class _BagEvaluation:
             "sentences": dict(sorted(self._sentences.items())),
             "seen": {kind: vars(seen) for kind, seen in sorted(replay.seen.items())},
             "losses": str(recording.losses),
+            "warnings": self._told(),
         }
 
     def _report(self, reason: str, sentence: str) -> None:
@@ -158,11 +180,11 @@ class _BagEvaluation:
         row: Row = {"frame": number, "stamp_ns": frame.stamp_ns, "event_count": frame.event_count}
         row |= {"camera_pose": pose_row(camera_pose), "truth": False, "results": [], "reports": {}}
         milliseconds: dict[str, Any] = {"reconstruct": {}}
-        found: dict[Setup, list[Reconstruction]] = {}
-        for name, model in self._models.items():
+        found: dict[Setup, TrackedFrame] = {}
+        for name in self._models:
             for mode in self._job.modes:
                 begin = time.perf_counter()
-                reason, found[name, mode] = self._reconstruct(frame, model, mode)
+                reason, found[name, mode] = self._reconstruct(frame, name, mode)
                 milliseconds["reconstruct"][f"{name} {mode}"] = _since(begin)
                 row["results"].append({"model": name, "mode": mode, "reason": reason, "objects": []})
         begin = time.perf_counter()
@@ -179,30 +201,51 @@ class _BagEvaluation:
         row["reports"], row["ms"] = dict(sorted(self._reports.items())), milliseconds
         return row
 
-    def _reconstruct(self, frame: ReplayedFrame, model: Reconstructor, mode: str) -> tuple[str, list[Reconstruction]]:
+    def _reconstruct(self, frame: ReplayedFrame, name: str, mode: str) -> tuple[str, TrackedFrame]:
+        """Why there is no result, else an empty text, and the objects with the ids of their tracks."""
+        nothing = TrackedFrame([], (), (), ())
+        observation = None
         if frame.observation is None:
-            return frame.reason, []
+            return frame.reason, nothing
         try:
-            observation = self._mode_observation(frame, frame.observation, mode, model.info["min_events"])
-            found = model(observation)
+            observation = self._mode_observation(frame, frame.observation, name, mode, self._report)
+            found = self._models[name](observation)
         except InputError as error:  # an empty mask, say: the nodes count it and go on
             self._report(error.reason, str(error))
-            return error.reason, []
+            if observation is not None:
+                self._trackers[name, mode].update(frame.stamp_ns, [], observation.mask)
+            return error.reason, nothing
         left_out = len(set(np.unique(observation.mask).tolist()) - {0}) - len(found)
         for _ in range(left_out):
             self._report("object_left_out", "objects of a mask have no result: too small, or nothing solid there")
-        return "", found
+        return "", self._trackers[name, mode].update(frame.stamp_ns, found, observation.mask)
 
-    def _mode_observation(self, frame: ReplayedFrame, whole: Observation, mode: str, min_events: int) -> Observation:
+    def _track_again(self, frame: ReplayedFrame, row: Row) -> None:
+        """Brings the trackers to where they were behind a frame of an earlier run."""
+        for result in row["results"]:
+            name, mode = result["model"], result["mode"]
+            if frame.observation is None:
+                continue
+            try:
+                observation = self._mode_observation(frame, frame.observation, name, mode, lambda *_: None)
+            except InputError:
+                continue
+            objects = sorted(map(reconstruction_of_row, result["objects"]), key=lambda one: one.id)
+            self._trackers[name, mode].update(frame.stamp_ns, objects, observation.mask)
+
+    def _mode_observation(
+        self, frame: ReplayedFrame, whole: Observation, name: str, mode: str, report: Callable[[str, str], None]
+    ) -> Observation:
         """What the node sees with this `input_mode`. InputError where it would see nothing."""
         if mode == "rgb":
             return replace(whole, event_image=None)
+        min_events = self._models[name].info["min_events"]
         few = whole.event_image is not None and frame.event_count < min_events
         if few:
             sentence = f"{frame.event_count} events in a window, the model needs {min_events}"
             if mode == "events":
                 raise InputError(f"{sentence}, and there is no image to go on with", reason="few_events")
-            self._report("few_events", f"{sentence}: the frame goes on without them")
+            report("few_events", f"{sentence}: the frame goes on without them")
         if mode == "fused":
             return replace(whole, event_image=None) if few else whole
         if whole.event_image is None:
@@ -216,7 +259,7 @@ class _BagEvaluation:
         row: Row,
         frame: ReplayedFrame,
         true: Mapping[int, Solid],
-        found: Mapping[Setup, list[Reconstruction]],
+        found: Mapping[Setup, TrackedFrame],
     ) -> None:
         true_masks = {}
         if frame.observation is not None:
@@ -225,17 +268,18 @@ class _BagEvaluation:
             true_masks = {id_: mask.astype(np.uint8) for id_, mask in drawn.items() if mask.any()}
         camera_pose = pose_of_row(row["stamp_ns"], row["camera_pose"])
         for result in row["results"]:
-            for one in found[result["model"], result["mode"]]:
+            tracked = found[result["model"], result["mode"]]
+            for one, label in zip(tracked.reconstructions, tracked.labels, strict=True):
                 values: dict[str, float] = {}
                 if self._job.metrics and frame.observation is not None:
                     solid = Solid.from_reconstruction(one)
-                    values = _self_consistency(frame.observation, solid, one.id)
+                    values = _self_consistency(frame.observation, solid, label)
                     before = self._previous.get((result["model"], result["mode"], one.id))
                     values |= agreement(solid, one.metric, frame.stamp_ns, camera_pose, before)
-                    if one.id in true_masks:
-                        mask, K = true_masks[one.id], frame.observation.K
-                        values |= evaluate(solid, true[one.id], mask, K, metric=one.metric)
-                result["objects"].append(object_row(one, values))
+                    if label in true_masks:
+                        mask, K = true_masks[label], frame.observation.K
+                        values |= evaluate(solid, true[label], mask, K, metric=one.metric)
+                result["objects"].append(object_row(one, label, values))
 
     def _true_solids(self, frame: ReplayedFrame, truth: Truth) -> dict[int, Solid]:
         if not self._job.metrics or frame.observation is None:
@@ -250,7 +294,8 @@ class _BagEvaluation:
         for result in row["results"]:
             for one in result["objects"]:
                 key = result["model"], result["mode"], one["id"]
-                self._previous[key] = Previous(row["stamp_ns"], solid_of_row(one), one["metric"], pose)
+                solid = Solid.from_reconstruction(reconstruction_of_row(one))
+                self._previous[key] = Previous(row["stamp_ns"], solid, one["metric"], pose)
         value = main_value(row)
         if value is not None:
             for sign, heap in self._kept.items():
@@ -305,8 +350,6 @@ class _BagEvaluation:
             truth.check_overlap(image.first_ns, image.last_ns)
 
     def _total_reports(self) -> Counter[str]:
-        from event_sam3d_ros.evaluation.bag_log import read_rows
-
         total: Counter[str] = Counter()
         for row in read_rows(self._job.log):
             total.update(row.get("reports", {}))

@@ -164,7 +164,7 @@ def _pictures(summary: Mapping[str, Any], out: Path) -> str:
         return "<p>Without metrics frames are not ranked.</p>"
     parts = [
         f"<p>Ranked by <code>{summary['ranked_by']}</code>, the mean over models and modes. Yellow: the mask that was "
-        "given. Orange: the result. Green: the truth, where there is one.</p>"
+        "given. Orange: the result. Purple: the truth, where there is one.</p>"
     ]
     for kind in ("best", "worst"):
         parts.append(f"<h3>{kind.capitalize()}</h3>")
@@ -200,7 +200,7 @@ def _timing(timings: Mapping[str, Any]) -> str:
 
 def _bag(bag: BagResults, summary: Mapping[str, Any]) -> str:
     parts = [f"<h3>{escape(bag.job.name)}</h3><p class='pale'>{escape(str(bag.job.path))}</p>"]
-    parts += [f'<p class="bad">{escape(sentence)}</p>' for sentence in (bag.outcome.message, *bag.outcome.warnings)
+    parts += [f'<p class="bad">{escape(sentence)}</p>' for sentence in (bag.outcome.message, *bag.warnings)
               if sentence]  # fmt: skip
     parts.append(_setup_table(summary["setups"]))
     for metric in ("iou_camera", *OWN_METRICS, "score"):
