@@ -409,7 +409,7 @@ def test_a_broken_file_is_left_out_and_counted(what, tmp_path, pool):
         batch = source(0)
         pool.shutdown()  # the batches that were begun ahead
     assert len(batch["true_mask"]) == len(loader)
-    assert loader.left_out == {reason: 3}
+    assert loader.left_out.keys() == {reason} and loader.left_out[reason] >= 3
 
 
 @settings(max_examples=25, deadline=None)
@@ -450,12 +450,26 @@ def test_frames_with_few_events_are_left_out(tmp_path):
         loader.read(1, RNG(0))
 
 
+def test_many_broken_moments_one_after_another_do_not_end_the_training(tmp_path, pool):
+    chosen = write("objaverse", tmp_path)
+    for i in range(9):
+        write_objaverse(tmp_path / f"more{i}")
+        (tmp_path / f"more{i}/spider").rename(tmp_path / f"a{i}")
+    for path in tmp_path.glob("a*/0/events.aedat"):
+        path.write_bytes(b"#!AER-DAT2.0\r\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source = RecordedSource(open_loader(chosen, CONFIG), CONFIG, 12, 0, pool)
+        assert len(source(0)["degraded_events"]) == 12
+    assert source.loader.left_out["too_few_events"] > 0
+
+
 def test_a_dataset_that_is_broken_throughout_is_one_error(tmp_path, pool):
     settings = write("co3d", tmp_path)
     (tmp_path / "cup/12_34/events.aedat").write_bytes(b"#!AER-DAT2.0\r\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(InputError, match="none of 6 samples in a row") as error:
+        with pytest.raises(InputError, match="none of 50 samples") as error:
             RecordedSource(open_loader(settings, CONFIG), CONFIG, 2, 0, pool)(0)
     assert error.value.reason == "bad_dataset"
 

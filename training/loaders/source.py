@@ -20,7 +20,7 @@ from training.augmentations import AugmentationConfig, augment, vary_crop, vary_
 from training.datasets import cut_pictures, object_crop, picture_tensor
 from training.loaders.base import UNUSABLE, Loader, Moment
 
-ATTEMPTS = 50  # moments in a row that may be unusable before a dataset counts as broken
+ATTEMPTS = 50  # moments, at random, that may be unusable before a dataset counts as broken
 AHEAD = 2  # batches that are read before they are asked for
 _SEEDS = 2**63
 
@@ -117,21 +117,20 @@ class RecordedSource:
         return [self.pool.submit(self._one, int(n), int(s)) for n, s in zip(numbers[mine], seeds[mine], strict=True)]
 
     def _one(self, number: int, seed: int) -> Batch:
-        """The sample of a moment, or of the first after it that is whole."""
+        """The sample of a moment, or, where it can't be used, of others at random: its neighbours may share its lot."""
         make = views if self.config.head == "flow" else crops
         first: EventSam3dError | None = None
-        for attempt in range(min(ATTEMPTS, self.size)):
+        for attempt in range(ATTEMPTS):
             rng = np.random.default_rng([seed, attempt])
             try:
-                moment = self.loader.read((number + attempt) % self.size, rng)
+                moment = self.loader.read(int(rng.integers(self.size)) if attempt else number, rng)
                 return make(frames(moment, rng, self.augmentation), self.config, rng, self.augmentation)
             except UNUSABLE as error:
                 first = first or error
                 with self._lock:
                     self.loader.leave_out(error)
         raise InputError(
-            f"{self.loader.name}: none of {min(ATTEMPTS, self.size)} samples in a row can be used; the first problem: "
-            f"{first}",
+            f"{self.loader.name}: none of {ATTEMPTS} samples, drawn at random, can be used; the first problem: {first}",
             reason="bad_dataset",
         )
 
