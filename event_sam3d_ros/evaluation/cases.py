@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.evaluation.baselines import View
 from event_sam3d_ros.evaluation.solids import Floats, Solid
 from event_sam3d_ros.preprocess import Observation
-from event_sam3d_ros.synthetic.world import Case, make_case
+from event_sam3d_ros.synthetic.mesh_shapes import mesh_shape
+from event_sam3d_ros.synthetic.shapes import Shape
+from event_sam3d_ros.synthetic.world import Case, case_of, make_case
 
 MODES = ("sharp", "blurry", "events", "fused")
 TIERS = ("easy", "medium", "hard")
@@ -23,16 +26,47 @@ IMAGES = ("sharp", "blurry", "event_image", "mask", "degraded_mask")
 
 
 @dataclass(frozen=True)
+class MeshObject:
+    """A mesh file as an object; ``up``: its axis that points up, "y", "z", or None: by the format."""
+
+    path: Path
+    up: str | None
+
+    @property
+    def folder(self) -> Path:
+        """Where a cache keeps its cases: changes with the file's content."""
+        return Path("meshes") / f"{self.path.name}-{self.up or ''}{zlib.crc32(self.path.read_bytes()):08x}"
+
+    def shape(self) -> Shape:
+        """As `mesh_shape`."""
+        return mesh_shape(self.path, self.up)
+
+
+@dataclass(frozen=True)
 class CaseKey:
-    """Names a case: blur tier, seed of motion, noise and thresholds, seed of the object."""
+    """Names a case: blur tier, seed of motion, noise and thresholds, and the object: a procedural one's seed, or a
+    mesh."""
 
     tier: str
     seed: int
-    object_seed: int
+    object: int | MeshObject
+
+    @property
+    def name(self) -> int | str:
+        """The object's, for tables."""
+        return self.object.path.name if isinstance(self.object, MeshObject) else self.object
 
     def path(self, cache: Path) -> Path:
         """Where the cache keeps it."""
-        return cache / self.tier / f"seed{self.seed}" / f"{self.object_seed:07d}.npz"
+        if isinstance(self.object, MeshObject):
+            return cache / self.object.folder / self.tier / f"seed{self.seed}.npz"
+        return cache / self.tier / f"seed{self.seed}" / f"{self.object:07d}.npz"
+
+    def render(self) -> Case:
+        """Makes the case."""
+        if isinstance(self.object, MeshObject):
+            return case_of(self.object.shape(), self.seed, self.tier)
+        return make_case(self.object, self.seed, self.tier)
 
 
 @dataclass(frozen=True)
@@ -112,5 +146,5 @@ def cached_case(key: CaseKey, cache: Path) -> EvaluationCase:
     """The case from the cache, rendered first if it is not there."""
     path = key.path(cache)
     if not path.exists():
-        EvaluationCase.from_case(make_case(key.object_seed, key.seed, key.tier)).save(path)
+        EvaluationCase.from_case(key.render()).save(path)
     return EvaluationCase.load(path)

@@ -1,70 +1,114 @@
-"""Judges a model on held-out procedural objects: every mode and blur tier, two baselines, and a control.
+"""Judges a model on held-out objects: every mode and blur tier, two baselines, and a control.
 
-    python -m event_sam3d_ros.evaluation.suites --weights nano --cache DIR --workers 2 --out results.json
-
-Rows: the four input modes; ``mean_shape`` and ``inflated_silhouette`` (`baselines.py`); ``shuffled``, the control:
-the model sees the sharp frame and the mask of another object, and is judged by this one's shape. ``add_s`` and
-``iou3d_box`` of ``fused`` come from a second pass with depth.
+Objects are procedural ones (`synthetic_tasks`) or users' meshes (`mesh_tasks`), in the same world. Rows: the four
+input modes; ``mean_shape`` and ``inflated_silhouette`` (`baselines.py`); ``shuffled``, the control: the model sees the
+sharp frame and the mask of another object, and is judged by this one's shape. ``add_s`` and ``iou3d_box`` of ``fused``
+come from a second pass with depth.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
 
 from event_sam3d_ros.errors import ConfigurationError, EventSam3dError, InputError
 from event_sam3d_ros.evaluation.baselines import Baselines
-from event_sam3d_ros.evaluation.cases import MODES, TIERS, CaseKey, EvaluationCase, cached_case
+from event_sam3d_ros.evaluation.cases import MODES, TIERS, CaseKey, EvaluationCase, MeshObject, cached_case
 from event_sam3d_ros.evaluation.metrics import depth_metrics, evaluate, shape_metrics
 from event_sam3d_ros.evaluation.solids import Solid
-from event_sam3d_ros.evaluation.tables import markdown, summarise
+from event_sam3d_ros.evaluation.tables import summarise
+from event_sam3d_ros.meshes import mesh_files
 from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
 from event_sam3d_ros.synthetic.world import HELD_OUT_OBJECT_SEEDS
 
 BASELINE_OBJECT_SEEDS = range(1_000_000, 1_000_200)  # training objects
 BASELINE_TIER = "still"  # baselines see true masks only
+SUBSET_OBJECTS = 100  # the first ones: `emd` and `icp_rot` are taken on these alone
 
 Model = Callable[[Observation], list[Reconstruction]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One case, and the case whose images the control takes."""
+    """One case, the case whose images the control takes (None: there is no other object), and whether the object is
+    one of the subset for `emd` and `icp_rot`."""
 
     key: CaseKey
-    other: CaseKey
+    other: CaseKey | None
+    subset: bool
 
 
-def tasks(objects: int, seeds: int, tiers: Sequence[str] = TIERS) -> list[Task]:
-    """All cases of the suite, whole seeds after one another; the control's object is the one half the list away."""
-    if not 2 <= objects <= len(HELD_OUT_OBJECT_SEEDS) or seeds < 1:
+@dataclass(frozen=True)
+class Suite:
+    """What is to be judged; ``left_out``: objects that can't be, {name: reason}."""
+
+    tasks: list[Task]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def synthetic_suite(objects: int, seeds: int, tiers: Sequence[str] = TIERS) -> Suite:
+    """The first ``objects`` of the held-out procedural objects."""
+    if not 2 <= objects <= len(HELD_OUT_OBJECT_SEEDS):
         raise ConfigurationError(
-            f"objects is {objects} and seeds {seeds}; give 2..{len(HELD_OUT_OBJECT_SEEDS)} objects and at least 1 seed"
+            f"{objects} objects: give 2 to {len(HELD_OUT_OBJECT_SEEDS)}, so many are held out", reason="bad_suite"
         )
-    chosen = HELD_OUT_OBJECT_SEEDS[:objects]
+    return Suite(_tasks(HELD_OUT_OBJECT_SEEDS[:objects], seeds, tiers))
+
+
+def mesh_suite(folder: Path, up: str | None, seeds: int, tiers: Sequence[str] = TIERS) -> Suite:
+    """The meshes of a folder, ``up`` as in `mesh_shape`. Those whose inside can't be told are left out; InputError
+    where none is left."""
+    usable: list[MeshObject] = []
+    left_out: dict[str, str] = {}
+    for path in tqdm(mesh_files(folder), desc="reading meshes", unit="mesh"):
+        mesh = MeshObject(path, up)
+        try:
+            mesh.shape()
+        except InputError as error:
+            left_out[path.name] = error.reason
+        else:
+            usable.append(mesh)
+    if not usable:
+        named = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
+        raise InputError(f"{folder}: none of its meshes can be made solid: {named}", reason="no_input")
+    return Suite(_tasks(usable, seeds, tiers), left_out)
+
+
+def _tasks(objects: Sequence[int | MeshObject], seeds: int, tiers: Sequence[str]) -> list[Task]:
+    """Whole seeds after one another; the control's object is the one half the list away."""
+    if seeds < 1:
+        raise ConfigurationError(f"{seeds} seeds: give at least 1", reason="bad_suite")
+    count = len(objects)
     return [
-        Task(CaseKey(tier, seed, chosen[i]), CaseKey(tier, seed, chosen[(i + objects // 2) % objects]))
+        Task(
+            CaseKey(tier, seed, objects[i]),
+            CaseKey(tier, seed, objects[(i + count // 2) % count]) if count > 1 else None,
+            i < SUBSET_OBJECTS,
+        )
         for seed in range(seeds)
         for tier in tiers
-        for i in range(objects)
+        for i in range(count)
     ]
 
 
-def evaluate_case(model: Model, baselines: Baselines, case: EvaluationCase, other: EvaluationCase) -> dict[str, Any]:
+def evaluate_case(
+    model: Model, baselines: Baselines, case: EvaluationCase, other: EvaluationCase | None, *, subset: bool = False
+) -> dict[str, Any]:
     """``metrics`` {mode: {metric: value}} of one case, and ``failures`` {mode: reason} where the model gave no
-    answer."""
+    answer. ``other``: the control's; ``subset``: with `emd` and `icp_rot`."""
     metrics: dict[str, dict[str, float]] = {}
     failures: dict[str, str] = {}
 
@@ -77,14 +121,15 @@ def evaluate_case(model: Model, baselines: Baselines, case: EvaluationCase, othe
             metrics[mode] = metrics.get(mode, {}) | metric(prediction)
 
     def all_metrics(prediction: Solid) -> dict[str, float]:
-        return evaluate(prediction, case.truth, case.mask, case.K)
+        return evaluate(prediction, case.truth, case.mask, case.K, subset=subset)
 
     for mode in MODES:
         judge(mode, case.observation(mode), all_metrics)
     judge("fused", case.observation("fused", depth=True), lambda solid: depth_metrics(solid, case.truth))
     metrics["mean_shape"] = all_metrics(baselines.mean_shape(case.mask, case.K))
     metrics["inflated_silhouette"] = all_metrics(baselines.inflated(case.mask, case.K))
-    judge("shuffled", other.observation("sharp"), lambda solid: shape_metrics(solid, case.truth))
+    if other is not None:
+        judge("shuffled", other.observation("sharp"), lambda solid: shape_metrics(solid, case.truth, subset=subset))
     return {"metrics": metrics, "failures": failures}
 
 
@@ -97,6 +142,7 @@ class _Worker:
 
 
 def _start_worker(cache: Path, weights: str | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's business
     torch.set_num_threads(1)
     _Worker.cache = cache
     if weights is not None:
@@ -109,9 +155,9 @@ def _render(key: CaseKey) -> EvaluationCase:
 
 
 def _evaluate(task: Task) -> dict[str, Any]:
-    key = task.key
-    result = evaluate_case(_Worker.model, _Worker.baselines, _render(key), _render(task.other))
-    return {"tier": key.tier, "seed": key.seed, "object": key.object_seed, **result}
+    key, other = task.key, None if task.other is None else _render(task.other)
+    result = evaluate_case(_Worker.model, _Worker.baselines, _render(key), other, subset=task.subset)
+    return {"tier": key.tier, "seed": key.seed, "object": key.name, **result}
 
 
 def _baselines_path(cache: Path) -> Path:
@@ -120,84 +166,81 @@ def _baselines_path(cache: Path) -> Path:
 
 def _run(function: Callable, items: Sequence, workers: int, initial: tuple, label: str) -> Iterable:
     """Results of ``function`` over ``items`` from worker processes, as they come, under a progress bar."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the workers: one thread each
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, initial)
     try:
         futures = [pool.submit(function, item) for item in items]
         for future in tqdm(as_completed(futures), total=len(futures), desc=label, unit="case"):
             yield future.result()
+    except BrokenProcessPool as error:
+        raise EventSam3dError(
+            "a worker process died, perhaps for want of memory: run it again with fewer --workers; what is done stays",
+            reason="worker_died",
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def prepare(cache: Path, wanted: Sequence[Task], workers: int) -> None:
-    """Renders what the cache lacks and fits the baselines."""
-    missing = [task.key for task in wanted if not task.key.path(cache).exists()]
-    for _ in _run(_render, missing, workers, (cache, None), "rendering"):
-        pass
-    if not _baselines_path(cache).exists():
-        keys = [CaseKey(BASELINE_TIER, 0, seed) for seed in BASELINE_OBJECT_SEEDS]
-        views = [case.view for case in _run(_render, keys, workers, (cache, None), "training objects for baselines")]
-        print("fitting the baselines", file=sys.stderr)
-        Baselines.fit(views).save(_baselines_path(cache))
+def run_suite(suite: Suite, model: str, cache: Path, workers: int, out: Path) -> dict[str, Any]:
+    """Evaluates a model (name or file) and returns what it writes to ``out``: the summary of `summarise`, with
+    ``left_out``.
 
-
-def run_suite(weights: str, cache: Path, wanted: Sequence[Task], workers: int, out: Path) -> dict[str, Any]:
-    """Evaluates what ``<out>.cases.jsonl`` lacks, adds it there case by case, and writes the summary to ``out``."""
-    model = Reconstructor.from_pretrained(weights, device="cpu").info
-    done_path = out.with_suffix(".cases.jsonl")
-    records = _read_records(done_path, model["sha256"])
-    done = {(record["tier"], record["seed"], record["object"]) for record in records}
-    left = [task for task in wanted if (task.key.tier, task.key.seed, task.key.object_seed) not in done]
-    with done_path.open("a", encoding="utf-8") as file:
-        for record in _run(_evaluate, left, workers, (cache, weights), "evaluating"):
-            record = {**record, "sha256": model["sha256"]}
+    Two places keep what is done, so that an interrupted run goes on where it was: ``cache``, the rendered cases, the
+    same for every model; ``<out>.cases.jsonl``, this model's results case by case.
+    """
+    if workers < 1:
+        raise ConfigurationError(f"{workers} workers: give at least 1", reason="bad_suite")
+    info = Reconstructor.from_pretrained(model, device="cpu").info
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _open_records(out.with_suffix(".cases.jsonl"), info["sha256"]) as file:
+        records = [json.loads(line) for line in file]
+        done = {(r["tier"], r["seed"], r["object"]) for r in records}
+        left = [task for task in suite.tasks if _place(task.key) not in done]
+        if left and not _baselines_path(cache).exists():
+            _fit_baselines(cache, workers)
+        for record in _run(_evaluate, left, workers, (cache, model), "evaluating"):
+            record = {**record, "sha256": info["sha256"]}
             file.write(json.dumps(record) + "\n")
             file.flush()
             records.append(record)
-    order = {task.key: i for i, task in enumerate(wanted)}
-    chosen = [r for r in records if CaseKey(r["tier"], r["seed"], r["object"]) in order]
-    chosen.sort(key=lambda r: order[CaseKey(r["tier"], r["seed"], r["object"])])
-    summary = summarise(chosen, f"{model['name']} {model['sha256'][:12]}")
+    order = {_place(task.key): i for i, task in enumerate(suite.tasks)}
+    chosen = [r for r in records if (r["tier"], r["seed"], r["object"]) in order]
+    chosen.sort(key=lambda r: order[r["tier"], r["seed"], r["object"]])
+    summary = summarise(chosen, f"{info['name']} {info['sha256'][:12]}") | {"left_out": suite.left_out}
     out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
 
-def _read_records(path: Path, sha256: str) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if any(record["sha256"] != sha256 for record in records):
-        raise ConfigurationError(f"{path} holds results of other weights; remove it or give another --out")
-    return records
+def _fit_baselines(cache: Path, workers: int) -> None:
+    keys = [CaseKey(BASELINE_TIER, 0, seed) for seed in BASELINE_OBJECT_SEEDS]
+    for _ in _run(_render, keys, workers, (cache, None), "training objects for baselines"):
+        pass
+    print("fitting the baselines", file=sys.stderr)
+    Baselines.fit([cached_case(key, cache).view for key in keys]).save(_baselines_path(cache))
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="event_sam3d_ros.evaluation.suites", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--weights", default="nano", help="a shipped model's name or a file (default: nano)")
-    parser.add_argument(
-        "--cache", type=Path, required=True, help="folder of rendered cases, filled where it lacks some"
-    )
-    parser.add_argument("--out", type=Path, default=Path("results.json"), help="results file (default: results.json)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument(
-        "--objects", type=int, default=len(HELD_OUT_OBJECT_SEEDS), help="held-out objects (default: all)"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of motion and noise (default: 3)")
-    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=TIERS, help="blur tiers (default: all)")
-    parser.add_argument("--only-cache", action="store_true", help="render the cases and fit the baselines, then stop")
-    options = parser.parse_args(args)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the workers: one thread each
+def _place(key: CaseKey) -> tuple[str, int, int | str]:
+    return key.tier, key.seed, key.name
+
+
+def _open_records(path: Path, sha256: str) -> TextIO:
+    """The file of results case by case, at its begin, to be read and then written on. A last line that an
+    interruption cut off is taken away. ConfigurationError where results of other weights or of something else are in
+    it."""
+    file = path.open("a+", encoding="utf-8")
+    file.seek(0)
+    text = file.read()
+    whole = text.rfind("\n") + 1
     try:
-        wanted = tasks(options.objects, options.seeds, options.tiers)
-        prepare(options.cache, wanted, options.workers)
-        if not options.only_cache:
-            print(markdown(run_suite(options.weights, options.cache, wanted, options.workers, options.out)))
-    except EventSam3dError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        others = any(json.loads(line)["sha256"] != sha256 for line in text[:whole].splitlines())
+    except (ValueError, KeyError, TypeError):
+        others = True
+    if others:
+        file.close()
+        raise ConfigurationError(
+            f"{path} holds results of other weights or of something else; remove it or give another --json",
+            reason="bad_output",
+        )
+    file.truncate(len(text[:whole].encode()))
+    file.seek(0)
+    return file

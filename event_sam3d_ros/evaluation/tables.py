@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from event_sam3d_ros.errors import InputError
 
 BOOTSTRAP_ROUNDS = 2000
-RECOVERED_METRICS = ("iou", "iou_camera", "mask_iou")
-CARD_METRICS = ("iou", "iou_camera", "chamfer", "f1@0.05", "mask_iou", "up_error_deg", "add_s", "iou3d_box")
+ALL_METRICS = (
+    *("iou", "iou_camera", "viou_surface", "chamfer", "f1@0.01", "f1@0.05", "emd", "icp_rot"),
+    *("mask_iou", "up_error_deg", "add_s", "add_s@0.1", "iou3d_box"),
+)
+SMALLER_IS_BETTER = ("chamfer", "emd", "icp_rot", "up_error_deg", "add_s")
 
 Record = Mapping[str, Any]
 """A case: {"tier", "seed", "object", "metrics": {mode: {metric: value}}, "failures": {mode: reason}}."""
@@ -29,7 +32,7 @@ def summarise(records: Sequence[Record], model: str) -> dict[str, Any]:
     return {
         "tiers": {tier: _modes(cases) for tier, cases in by_tier.items()},
         "recovered": {
-            tier: {metric: recovered_share(cases, metric) for metric in RECOVERED_METRICS}
+            tier: {metric: recovered_share(cases, metric) for metric in ALL_METRICS if _compares(cases, metric)}
             for tier, cases in by_tier.items()
         },
         "failures": {tier: _failures(cases) for tier, cases in by_tier.items()},
@@ -52,6 +55,11 @@ def _modes(records: Sequence[Record]) -> dict[str, dict[str, dict[str, float]]]:
             for metric in metrics
         }
     return result
+
+
+def _compares(records: Sequence[Record], metric: str) -> bool:
+    """Whether sharp, blurry and fused all have this metric somewhere."""
+    return all(any(metric in r["metrics"].get(mode, {}) for r in records) for mode in ("sharp", "blurry", "fused"))
 
 
 def _failures(records: Iterable[Record]) -> dict[str, dict[str, int]]:
@@ -81,8 +89,9 @@ def mean_and_std(values: Sequence[tuple[int, float]]) -> dict[str, float]:
 def recovered_share(records: Sequence[Record], metric: str) -> dict[str, float | None]:
     """How much of what blur cost comes back: (fused - blurry) / (sharp - blurry) over the cases that have all
     three, and ``gain`` = fused - blurry. 95 % intervals by a percentile bootstrap over objects (seeds stay together).
-    ``share`` is None where blur costs nothing."""
-    sums: dict[int, NDArray[np.floating]] = {}
+    ``share`` is None where blur costs nothing, its interval where blur costs nothing in some of the rounds."""
+    sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
+    sums: dict[Any, NDArray[np.floating]] = {}  # by the object: a number or a name
     for record in records:
         modes = [record["metrics"].get(mode, {}).get(metric) for mode in ("fused", "blurry", "sharp")]
         if None not in modes:
@@ -96,12 +105,12 @@ def recovered_share(records: Sequence[Record], metric: str) -> dict[str, float |
     rounds = table[rng.integers(len(table), size=(BOOTSTRAP_ROUNDS, len(table)))].sum(1)
     gain, cost, count = table.sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(rounds[:, 1] > 0, rounds[:, 0] / rounds[:, 1], np.nan)
+        shares = np.where(sign * rounds[:, 1] > 0, rounds[:, 0] / rounds[:, 1], np.nan)
     low, high = np.percentile(rounds[:, 0] / rounds[:, 2], [2.5, 97.5])
-    known = cost > 0 and bool(np.isfinite(shares).all())
+    known = sign * cost > 0 and bool(np.isfinite(shares).all())
     share_low, share_high = np.percentile(shares, [2.5, 97.5]) if known else (None, None)
     return {
-        "share": float(gain / cost) if cost > 0 else None,
+        "share": float(gain / cost) if sign * cost > 0 else None,
         "share_low": None if share_low is None else float(share_low),
         "share_high": None if share_high is None else float(share_high),
         "gain": float(gain / count),
@@ -112,14 +121,17 @@ def recovered_share(records: Sequence[Record], metric: str) -> dict[str, float |
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The model card's tables."""
+    """The tables of a results file, for people."""
     lines = [
         f"{summary['objects']} held-out objects, seeds {', '.join(map(str, summary['seeds']))}; "
         "mean ± standard deviation over seeds.",
         "",
     ]
+    left_out = [f"{name} ({reason})" for name, reason in summary.get("left_out", {}).items()]
+    if left_out:
+        lines += [f"Left out: {', '.join(left_out)}.", ""]
     for tier, modes in summary["tiers"].items():
-        present = [metric for metric in CARD_METRICS if any(metric in values for values in modes.values())]
+        present = [metric for metric in ALL_METRICS if any(metric in values for values in modes.values())]
         lines += [f"### {tier}", "", f"| mode | {' | '.join(present)} | n |", f"| --- |{' --- |' * (len(present) + 1)}"]
         for mode, values in modes.items():
             cells = [_cell(values.get(metric)) for metric in present]
@@ -131,8 +143,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
             for reason, count in reasons.items()
         ]
         if failures:
-            lines.append(f"- no answer, left out of the means: {', '.join(failures)}")
-        lines += [*(_recovered_line(name, value) for name, value in summary["recovered"][tier].items()), ""]
+            lines += [f"No answer, left out of the means: {', '.join(failures)}.", ""]
+        lines += [*_recovered_table(summary["recovered"][tier]), ""]
     return "\n".join(lines)
 
 
@@ -143,11 +155,18 @@ def _cell(value: Mapping[str, float] | None) -> str:
     return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
 
 
-def _recovered_line(metric: str, value: Mapping[str, float | None]) -> str:
-    if value["gain"] is None:
-        return f"- {metric}: no case has all of sharp, blurry and fused"
-    gain = f"fused - blurry {value['gain']:+.3f} [{value['gain_low']:+.3f}, {value['gain_high']:+.3f}]"
-    if value["share"] is None:
-        return f"- {metric}: {gain}; blur costs nothing here"
-    interval = "" if value["share_low"] is None else f" [{value['share_low']:.0%}, {value['share_high']:.0%}]"
-    return f"- {metric}: {gain}; recovered share {value['share']:.0%}{interval}"
+def _recovered_table(recovered: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    rows = []
+    for metric, value in recovered.items():
+        gain, share = "no case has all of sharp, blurry and fused", "-"
+        if value["gain"] is not None:
+            gain = f"{value['gain']:+.3f} [{value['gain_low']:+.3f}, {value['gain_high']:+.3f}]"
+            share = "blur costs nothing here"
+        if value["share"] is not None:
+            known = value["share_low"] is not None
+            interval = f"[{value['share_low']:.0%}, {value['share_high']:.0%}]" if known else "(blur may cost nothing)"
+            share = f"{value['share']:.0%} {interval}"
+        rows.append(f"| {metric} | {gain} | {share} |")
+    if not rows:
+        return ["No case has all of sharp, blurry and fused: nothing to compare."]
+    return ["| metric | fused - blurry [95 %] | recovered share [95 %] |", "| --- | --- | --- |", *rows]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from event_sam3d_ros.cli import main
 from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.evaluation import cases, suites
 from event_sam3d_ros.evaluation.baselines import Baselines
@@ -90,18 +92,25 @@ def test_rendered_case_agrees_with_its_truth(tmp_path):
 
 
 def test_tasks_cover_the_suite_and_mix_other_objects():
-    wanted = suites.tasks(5, 2)
+    wanted = suites.synthetic_suite(5, 2).tasks
     assert len({task.key for task in wanted}) == len(wanted) == 5 * 2 * len(TIERS)
     for task in wanted:
-        assert task.other.object_seed != task.key.object_seed
+        assert task.other.object != task.key.object
         assert (task.other.tier, task.other.seed) == (task.key.tier, task.key.seed)
     assert {task.other for task in wanted} == {task.key for task in wanted}
 
 
-@pytest.mark.parametrize(("objects", "seeds"), [(1, 3), (201, 3), (200, 0)])
+def test_the_subset_is_the_same_objects_in_every_tier_and_seed():
+    wanted = suites.synthetic_suite(200, 2).tasks
+    subset = {task.key.object for task in wanted if task.subset}
+    assert subset == set(range(100))
+    assert all(task.subset == (task.key.object in subset) for task in wanted)
+
+
+@pytest.mark.parametrize(("objects", "seeds"), [(1, 3), (0, 3), (201, 3), (200, 0)])
 def test_sizes_that_make_no_suite_are_refused(objects, seeds):
     with pytest.raises(ConfigurationError):
-        suites.tasks(objects, seeds)
+        suites.synthetic_suite(objects, seeds)
 
 
 def test_a_perfect_model_is_perfect_but_for_the_control(hammer_case, sphere, K, baselines):
@@ -119,6 +128,15 @@ def test_a_perfect_model_is_perfect_but_for_the_control(hammer_case, sphere, K, 
     assert result["metrics"]["fused"]["add_s"] == pytest.approx(0, abs=1e-6)
     assert result["metrics"]["shuffled"]["iou"] < 0.7
     assert result["metrics"]["mean_shape"]["iou"] < 0.7
+    assert not any("emd" in values for values in result["metrics"].values())
+
+
+def test_the_subset_has_its_metrics_in_every_row_and_one_object_has_no_control(hammer_case, baselines):
+    result = suites.evaluate_case(lambda _: [answer(hammer_case.truth)], baselines, hammer_case, None, subset=True)
+    assert set(result["metrics"]) == {*MODES, "mean_shape", "inflated_silhouette"}
+    for mode, values in result["metrics"].items():
+        assert (values["emd"] == pytest.approx(0)) == (mode in MODES)
+        assert 0 <= values["icp_rot"] <= 180
 
 
 def test_a_model_without_an_answer_is_counted(hammer_case, baselines):
@@ -132,37 +150,120 @@ def test_a_model_without_an_answer_is_counted(hammer_case, baselines):
     assert "events" not in result["metrics"]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
+def write_weights(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
     network = Network(ModelConfig())
     with torch.no_grad():
         network.get_parameter("geometry.columns.bias").fill_(1.0)  # an untrained network is sure that nothing is solid
     save_checkpoint(path, network, {"tag": "untrained", "version": "0", "licence": "Apache-2.0"})
-    return str(path)
+    return path
 
 
-def test_suite_runs_in_processes_and_resumes(hammer_case, sphere, K, baselines, weights, tmp_path, capsys):
-    cache, out = tmp_path / "cache", tmp_path / "results.json"
-    wanted = suites.tasks(2, 1)
-    for task in wanted:
-        case = hammer_case if task.key.object_seed == 0 else case_of(sphere, K)
-        case.save(task.key.path(cache))
-    baselines.save(cache / "baselines.npz")
-    arguments = ["--weights", weights, "--cache", str(cache), "--out", str(out), "--objects", "2", "--seeds", "1"]
-    assert suites.main([*arguments, "--workers", "1"]) == 0
-    assert "| fused |" in capsys.readouterr().out
+@pytest.fixture
+def cache(hammer_case, sphere, K, baselines, tmp_path) -> Path:
+    """The rendered cases of two objects and one seed, and baselines."""
+    folder = tmp_path / "cache"
+    for task in suites.synthetic_suite(2, 1).tasks:
+        (hammer_case if task.key.object == 0 else case_of(sphere, K)).save(task.key.path(folder))
+    baselines.save(folder / "baselines.npz")
+    return folder
+
+
+def evaluate(out: Path, *arguments) -> int:
+    return main(["evaluate", "--json", str(out), "--seeds", "1", "--workers", "1", *map(str, arguments)])
+
+
+def test_suite_runs_in_processes_resumes_and_depends_on_the_weights(cache, tmp_path, capsys):
+    first, other = (write_weights(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1))
+    out, cases_file = tmp_path / "new" / "results.json", tmp_path / "new" / "results.cases.jsonl"
+    arguments = ["--suite", "synthetic", "--objects", 2, "--tiers", "hard", "--cache", cache]
+    assert evaluate(out, *arguments, "--model", first) == 0
+    printed = capsys.readouterr().out
+    assert "| fused |" in printed and "| inflated_silhouette |" in printed
     summary = json.loads(out.read_text())
-    assert list(summary["tiers"]) == list(TIERS)
+    assert list(summary["tiers"]) == ["hard"]
     assert summary["tiers"]["hard"]["mean_shape"]["iou"]["n"] == 2
+    assert set(summary["recovered"]["hard"]) >= {"iou", "iou_camera", "mask_iou", "chamfer", "emd", "icp_rot"}
 
-    lines = out.with_suffix(".cases.jsonl").read_text().splitlines()
-    out.with_suffix(".cases.jsonl").write_text("\n".join(lines[:-1]) + "\n")  # as if interrupted before the last
-    assert suites.main([*arguments, "--workers", "1"]) == 0
+    lines = cases_file.read_text().splitlines()
+    cases_file.write_text("\n".join([*lines[:-1], lines[-1][:40]]))  # as if interrupted while the last was written
+    assert evaluate(out, *arguments, "--model", first) == 0
     assert json.loads(out.read_text()) == summary
+    assert len(cases_file.read_text().splitlines()) == len(lines)
+    capsys.readouterr()
 
-    changed = json.dumps(json.loads(lines[0]) | {"sha256": "of another model"})
-    out.with_suffix(".cases.jsonl").write_text(changed + "\n")
-    assert suites.main([*arguments, "--workers", "1"]) == 1
+    assert evaluate(out, *arguments, "--model", other) == 2
     assert "other weights" in capsys.readouterr().err
+    assert evaluate(tmp_path / "other.json", *arguments, "--model", other) == 0
+    changed = json.loads((tmp_path / "other.json").read_text())
+    assert changed["model"] != summary["model"]
+    assert changed["tiers"]["hard"]["fused"] != summary["tiers"]["hard"]["fused"]
+    assert changed["tiers"]["hard"]["mean_shape"] == summary["tiers"]["hard"]["mean_shape"]
+
+
+BOX_TRIANGLES = [[0, 1, 3], [0, 3, 2], [4, 7, 5], [4, 6, 7], [0, 5, 1], [0, 4, 5]] + [
+    [2, 3, 7],
+    [2, 7, 6],
+    [0, 2, 6],
+    [0, 6, 4],
+    [1, 5, 7],
+    [1, 7, 3],
+]
+
+
+def write_box(path: Path, half, triangles=BOX_TRIANGLES) -> None:
+    corners = (np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)]) * 2 - 1) * np.array(half)
+    lines = [f"v {x} {y} {z}" for x, y, z in corners] + [f"f {a + 1} {b + 1} {c + 1}" for a, b, c in triangles]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_meshes_of_a_folder_are_judged_and_open_ones_are_listed(baselines, tmp_path, capsys):
+    folder, cache = tmp_path / "meshes", tmp_path / "cache"
+    folder.mkdir()
+    write_box(folder / "cube.obj", [1, 1, 1])
+    write_box(folder / "brick.obj", [30, 15, 10])
+    write_box(folder / "open.obj", [1, 1, 1], BOX_TRIANGLES[:-2])
+    (folder / "notes.txt").write_text("no mesh\n")
+    baselines.save(cache / "baselines.npz")
+    weights, out = write_weights(tmp_path / "w.safetensors", 0), tmp_path / "meshes.json"
+    arguments = ["--suite", "meshes", "--meshes", folder, "--cache", cache, "--model", weights, "--tiers", "easy"]
+    assert evaluate(out, *arguments) == 0
+    assert "Left out: open.obj (not_watertight)." in capsys.readouterr().out
+    summary = json.loads(out.read_text())
+    assert summary["left_out"] == {"open.obj": "not_watertight"}
+    assert summary["objects"] == summary["tiers"]["easy"]["inflated_silhouette"]["iou"]["n"] == 2
+    records = [json.loads(line) for line in out.with_suffix(".cases.jsonl").read_text().splitlines()]
+    assert {record["object"] for record in records} == {"cube.obj", "brick.obj"}
+    truth = EvaluationCase.load(next((cache / "meshes").glob("brick.obj*/easy/seed0.npz"))).truth
+    diagonal = np.linalg.norm([30, 15, 10])
+    assert truth.volume / truth.diameter**3 == pytest.approx(30 * 15 * 10 / diagonal**3, rel=0.1)
+    assert truth.size[2] / truth.diameter == pytest.approx(15 / diagonal, rel=0.1)  # an OBJ's y axis points up
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--suite", "meshes"], "add --meshes DIR"),
+        (["--suite", "meshes", "--meshes", "nowhere"], "nowhere: no such folder"),
+        (["--suite", "meshes", "--meshes", "."], "no mesh in it"),
+        (["--suite", "meshes", "--meshes", ".", "--objects", "9"], "--objects goes with --suite synthetic"),
+        (["--suite", "synthetic", "--meshes", "."], "--suite meshes alone"),
+        (["--suite", "synthetic", "--objects", "0"], "2 to 200"),
+        (["--suite", "synthetic", "--workers", "0"], "at least 1"),
+        (["--suite", "synthetic", "--model", "none.safetensors"], "none.safetensors"),
+    ],
+)
+def test_bad_options_are_one_sentence(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--json", "out.json", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_file_of_something_else_is_not_written_on(cache, tmp_path, capsys):
+    (tmp_path / "out.cases.jsonl").write_text("my notes\n")
+    weights = write_weights(tmp_path / "w.safetensors", 0)
+    arguments = ["--suite", "synthetic", "--objects", 2, "--cache", cache, "--model", weights]
+    assert evaluate(tmp_path / "out.json", *arguments) == 2
+    assert "something else" in capsys.readouterr().err
+    assert (tmp_path / "out.cases.jsonl").read_text() == "my notes\n"

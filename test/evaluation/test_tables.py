@@ -70,6 +70,30 @@ def test_share_is_unknown_where_blur_costs_nothing():
     assert result["gain"] == pytest.approx(-0.1)
 
 
+def test_share_of_errors_counts_what_goes_down():
+    cases = [
+        {"tier": "hard", "seed": 0, "object": name, "failures": {}, "metrics": values}
+        for name in ("a.obj", "b.obj", "c.obj")
+        for values in [{mode: {"chamfer": v} for mode, v in (("sharp", 0.1), ("blurry", 0.2), ("fused", 0.12))}]
+    ]
+    result = recovered_share(cases, "chamfer")
+    assert (result["share"], result["share_low"], result["share_high"]) == pytest.approx((0.8, 0.8, 0.8))
+    assert result["gain"] == pytest.approx(-0.08)
+    assert list(summarise(cases, "nano")["recovered"]["hard"]) == ["chamfer"]
+
+
+def test_interval_is_that_of_the_mean_of_independent_objects():
+    """With a cost of exactly 1 per object the share is a mean, whose 95 % interval is known."""
+    rng = np.random.default_rng(1)
+    gains = 0.4 + 0.5 * rng.normal(size=400)
+    cases = [record("hard", 0, i, blurry=0.0, fused=gain, sharp=1.0) for i, gain in enumerate(gains)]
+    result = recovered_share(cases, "iou")
+    half = 1.96 * gains.std() / np.sqrt(len(gains))
+    assert result["share"] == pytest.approx(gains.mean())
+    assert result["share_low"] == pytest.approx(gains.mean() - half, abs=0.15 * half)
+    assert result["share_high"] == pytest.approx(gains.mean() + half, abs=0.15 * half)
+
+
 @given(st.floats(0.01, 0.3), st.floats(-0.3, 0.3))
 def test_share_does_not_change_when_all_modes_shift(cost, shift):
     first = recovered_share(suite(0.3, 0.3 + cost / 4, 0.3 + cost), "iou")
@@ -92,19 +116,24 @@ def test_markdown_has_a_row_per_mode():
     text = markdown(summarise(suite(), "nano"))
     row = next(line for line in text.splitlines() if line.startswith("| fused"))
     assert row.count("|") == markdown(summarise(suite(), "nano")).splitlines()[4].count("|")
-    assert "recovered share 50% [50%, 50%]" in text
+    assert "| iou | +0.100 [+0.100, +0.100] | 50% [50%, 50%] |" in text
     assert "20 held-out objects, seeds 0, 1, 2" in text
 
 
 def test_markdown_says_when_nothing_pairs():
-    assert "no case has all of" in markdown(summarise([record("easy", 0, 5, blurry=0.2)], "nano"))
+    assert "No case has all of" in markdown(summarise([record("easy", 0, 5, blurry=0.2)], "nano"))
+
+
+def test_markdown_names_what_was_left_out():
+    summary = summarise(suite(), "nano") | {"left_out": {"teapot.obj": "not_watertight"}}
+    assert "Left out: teapot.obj (not_watertight)." in markdown(summary)
 
 
 def test_markdown_counts_cases_without_an_answer():
     failed = record("hard", 0, 77, blurry=0.2, failures={"fused": "nothing_solid", "events": "nothing_solid"})
     text = markdown(summarise([*suite(), failed], "nano"))
-    assert "no answer, left out of the means: fused 1 (nothing_solid), events 1 (nothing_solid)" in text
-    assert "no answer" not in markdown(summarise(suite(), "nano"))
+    assert "No answer, left out of the means: fused 1 (nothing_solid), events 1 (nothing_solid)." in text
+    assert "No answer" not in markdown(summarise(suite(), "nano"))
 
 
 def test_no_cases_are_refused():
