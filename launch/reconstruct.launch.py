@@ -1,8 +1,9 @@
 """The whole pipeline: event_image_node and reconstruction_node. The presets beside this file include it."""
 
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
-from launch.conditions import UnlessCondition
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable
+from launch.conditions import IfCondition, UnlessCondition
 from launch.substitutions import EnvironmentVariable, EqualsSubstitution, LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -15,6 +16,11 @@ EVENT_TYPES = [
 ]
 WINDOW_MODES = ["frame", "continuous", "count"]
 BOOLEANS = ["true", "false"]
+# Topics of the RViz configurations that move with the namespace.
+RVIZ_TOPICS = [
+    *("/reconstruction_node/points", "/reconstruction_node/markers", "/reconstruction_node/debug_image"),
+    "/event_image_node/event_image",
+]
 
 
 def config_file(name):
@@ -58,6 +64,9 @@ def generate_launch_description():
             EnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", default_value=config_file("fastdds_profile.xml")),
             "Transport profile of Fast DDS; this one does not lose large messages.",
         ),
+        argument("rviz", "false", "Start RViz, where it is installed.", BOOLEANS),
+        argument("rviz_config", config_file("live.rviz"), "What RViz shows."),
+        argument("rviz_frame", "", "Fixed frame of RViz, the frame_id of the images; empty: camera_optical_frame."),
         argument("log_level", "info", "Least level that is logged.", ["debug", "info", "warn", "error"]),
     ]
     shared = {
@@ -99,7 +108,33 @@ def generate_launch_description():
         [("camera/mask", value("mask_topic")), ("camera/depth", value("depth_topic")), *camera_topics],
     )
     profile = SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", value("fastdds_profile"))
-    return LaunchDescription([*declared, profile, event_image_node, reconstruction_node])
+    rviz = OpaqueFunction(function=start_rviz, condition=IfCondition(value("rviz")))
+    return LaunchDescription([*declared, profile, event_image_node, reconstruction_node, rviz])
+
+
+def start_rviz(context):
+    """RViz as a node, or a sentence where there is none: the pipeline does not depend on it."""
+    try:
+        get_package_prefix("rviz2")
+    except PackageNotFoundError:
+        sentence = "rviz:=true, but there is no package rviz2 (apt install ros-$ROS_DISTRO-rviz2): started without it"
+        return [LogInfo(msg=sentence)]
+    value = LaunchConfiguration
+    frame = value("rviz_frame").perform(context)
+    # The right side of these is relative: it gets the node's namespace.
+    remappings = [(topic, topic.removeprefix("/")) for topic in RVIZ_TOPICS]
+    remappings += [("/camera/image_raw", value("image_topic")), ("/camera/mask", value("mask_topic"))]
+    rviz = Node(
+        package="rviz2",
+        executable="rviz2",
+        name="rviz2",
+        namespace=value("namespace"),
+        arguments=["-d", value("rviz_config"), *(["-f", frame] if frame else [])],
+        parameters=[{"use_sim_time": ParameterValue(value("use_sim_time"), value_type=bool)}],
+        remappings=remappings,
+        output="screen",
+    )
+    return [rviz]
 
 
 def argument(name, default, description, choices=None):

@@ -15,6 +15,7 @@ def generate_launch_description():
     share = FindPackageShare(PACKAGE)
     bag = PathJoinSubstitution([share, "data", "demo_bag"])
     core = PathJoinSubstitution([share, "launch", "reconstruct.launch.py"])
+    rviz_config = PathJoinSubstitution([share, "config", "replay.rviz"])
     player = Node(
         package=PACKAGE,
         executable="bag_player_node",
@@ -35,6 +36,9 @@ def generate_launch_description():
             DeclareLaunchArgument("rate", default_value="1.0", description="Speed; 1.0 is real time."),
             DeclareLaunchArgument("loop", default_value="false", choices=["true", "false"], description="Start over."),
             DeclareLaunchArgument("use_sim_time", default_value="true", description="Take the time from the bag."),
+            DeclareLaunchArgument(
+                "rviz_config", default_value=rviz_config, description="What RViz shows (rviz:=true)."
+            ),
             IncludeLaunchDescription(core),
             player,
             RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[Shutdown(reason="the bag is over")])),

@@ -68,3 +68,34 @@ def test_paths_stay_text_and_the_player_waits_for_the_model():
     assert '"model": ParameterValue(value("model"), value_type=str)' in reconstruct.read_text()
     assert '"bag": ParameterValue(LaunchConfiguration("bag"), value_type=str)' in replay.read_text()
     assert '"wait_for_subscribers_s": 60.0' in replay.read_text()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_rviz_starts_where_it_is_installed_and_else_a_sentence_says_so(tmp_path, monkeypatch, installed):
+    pytest.importorskip("launch_ros", reason="needs ROS 2's launch system, which the wheels lack")
+    from launch import LaunchContext
+
+    index = tmp_path / "share/ament_index/resource_index/packages"
+    index.mkdir(parents=True)
+    if installed:
+        (index / "rviz2").touch()
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
+    context = LaunchContext()
+    context.launch_configurations.update(rviz_frame="optical")
+    (action,) = runpy.run_path(str(FOLDER / "reconstruct.launch.py"))["start_rviz"](context)
+    assert type(action).__name__ == ("Node" if installed else "LogInfo")
+    if not installed:
+        assert "there is no package rviz2" in action.msg[0].perform(context)
+
+
+def test_the_pipeline_is_there_with_and_without_rviz():
+    pytest.importorskip("launch_ros", reason="needs ROS 2's launch system, which the wheels lack")
+    from launch import LaunchContext
+
+    description = runpy.run_path(str(FOLDER / "reconstruct.launch.py"))["generate_launch_description"]()
+    last = description.entities[-1]
+    for asked in ("true", "false"):
+        context = LaunchContext()
+        context.launch_configurations.update(rviz=asked)
+        assert last.condition.evaluate(context) == (asked == "true")
+    assert [type(entity).__name__ for entity in description.entities[-3:]] == ["Node", "Node", "OpaqueFunction"]
