@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.preprocess import Crop, crop_resize, object_crops
-from event_sam3d_ros.sam3d.config import ModelConfig
+from event_sam3d_ros.sam3d.config import ModelConfig, to_dict
 from event_sam3d_ros.sam3d.layout import grid_centers
+from event_sam3d_ros.synthetic.options import DEFAULT_WORLD, WorldOptions
 from event_sam3d_ros.synthetic.world import FIRST_TRAINING_OBJECT_SEED, Case, make_case
 from training.augmentations import AugmentationConfig, augment
 from training.flow import samples as flow_samples
@@ -41,7 +42,8 @@ TRUTH = ("true_occupancy", "true_up", "degraded_occupancy", "degraded_up")
 class DataConfig:
     """``cases`` on windows of ``sensor`` x ``sensor`` pixels; ``first_seed``: object seed of the first case.
 
-    ``stream``: nothing is stored; each stage renders new cases by ``workers`` processes while it trains.
+    ``stream``: nothing is stored; each stage renders new cases by ``workers`` processes while it trains. ``world``:
+    other motions, occluders, meshes, flaws of the event camera.
     """
 
     cases: int = 10944
@@ -49,6 +51,7 @@ class DataConfig:
     first_seed: int = FIRST_TRAINING_OBJECT_SEED
     stream: bool = False
     workers: int = 2
+    world: WorldOptions = DEFAULT_WORLD
 
 
 def fields(config: ModelConfig, sensor: int) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -158,8 +161,10 @@ def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) ->
         "cases": data.cases,
         "size": stored_size(config),
     }
+    if data.world != DEFAULT_WORLD:
+        wanted["world"] = to_dict(data.world)
     progress = json.loads(progress_file.read_text()) if progress_file.exists() else {**wanted, "done": []}
-    if {k: progress[k] for k in wanted} != wanted:
+    if {k: v for k, v in progress.items() if k != "done"} != wanted:
         raise InputError(
             f"{folder} holds samples of other settings; give another folder or delete it", reason="other_data"
         )
@@ -193,7 +198,7 @@ def render_case(index: int, data: DataConfig, config: ModelConfig) -> dict[str, 
     seed, tier = data.first_seed + index // CASES_PER_OBJECT, MOTIONS[index % len(MOTIONS)]
     for attempt in range(5):  # a rare case may leave the small sensor or shrink to nothing: another motion then
         case = make_case(
-            seed, index + attempt, tier, data.sensor, data.sensor, pixels_per_sub_frame=PIXELS_PER_SUB_FRAME
+            seed, index + attempt, tier, data.sensor, data.sensor, PIXELS_PER_SUB_FRAME, options=data.world
         )
         if object_crops(case.mask, 1.0) and object_crops(case.degraded_mask, 1.0):
             break
