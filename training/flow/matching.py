@@ -44,9 +44,10 @@ def shortcut_loss(
 
 
 def velocity_errors(predicted: Latents, target: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of mean squared errors of all latents with `WEIGHTS`, and each of those that count."""
-    errors = {name: (predicted[name] - target[name]).square().mean() for name, weight in WEIGHTS.items() if weight > 0}
-    return torch.stack([WEIGHTS[name] * error for name, error in errors.items()]).sum(), errors
+    """The sum of mean squared errors of all latents with `WEIGHTS`, and those that count by short names."""
+    errors = {name: (predicted[name] - target[name]).square().mean() for name, weight in WEIGHTS.items() if weight}
+    total = torch.stack([WEIGHTS[name] * error for name, error in errors.items()]).sum()
+    return total, {name.removesuffix("_normalized"): error for name, error in errors.items()}
 
 
 def _loss(
