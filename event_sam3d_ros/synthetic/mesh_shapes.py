@@ -54,7 +54,7 @@ def mesh_shape(path: Path, up: str | None = None, resolution: int = 64) -> Shape
     if not field.max() > _LEVEL:
         raise InputError(f"{path}: too thin everywhere; a solid needs parts thicker than 1/60 of it", reason="too_thin")
     # The isosurface takes the fastest axis as x.
-    surface = open3d.t.geometry.TriangleMesh.create_isosurfaces(np.ascontiguousarray(field.T), [_LEVEL])
+    surface = open3d.t.geometry.TriangleMesh.create_isosurfaces(_tensor(field.T), [_LEVEL])
     corners = surface.vertex.positions.numpy()
     low, high = corners.min(axis=0), corners.max(axis=0)
     centre, cells = (low + high) / 2, float((high - low).max()) / LONGEST_SIDE  # of the field, per grid unit
@@ -81,8 +81,14 @@ def _distance(surface: open3d.t.geometry.TriangleMesh, solid: np.ndarray, points
     near = np.flatnonzero(distance < _EXACT_WITHIN)
     scene = open3d.t.geometry.RaycastingScene(nthreads=1)
     scene.add_triangles(surface)
-    distance[near] = scene.compute_distance(open3d.core.Tensor(points[near].astype(np.float32)), nthreads=1).numpy()
+    distance[near] = scene.compute_distance(_tensor(points[near]), nthreads=1).numpy()
     return distance
+
+
+def _tensor(array: np.ndarray) -> open3d.core.Tensor:
+    import open3d
+
+    return open3d.core.Tensor.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
 def _z_up(vertices: np.ndarray, up: str) -> np.ndarray:

@@ -177,7 +177,7 @@ def test_suite_runs_in_processes_resumes_and_depends_on_the_weights(cache, tmp_p
     first, other = (write_weights(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1))
     out, cases_file = tmp_path / "new" / "results.json", tmp_path / "new" / "results.cases.jsonl"
     arguments = ["--suite", "synthetic", "--objects", 2, "--tiers", "hard", "--cache", cache]
-    assert evaluate(out, *arguments, "--model", first) == 0
+    assert evaluate(out, *arguments, "--weights", first) == 0
     printed = capsys.readouterr().out
     assert "| fused |" in printed and "| inflated_silhouette |" in printed
     summary = json.loads(out.read_text())
@@ -187,14 +187,14 @@ def test_suite_runs_in_processes_resumes_and_depends_on_the_weights(cache, tmp_p
 
     lines = cases_file.read_text().splitlines()
     cases_file.write_text("\n".join([*lines[:-1], lines[-1][:40]]))  # as if interrupted while the last was written
-    assert evaluate(out, *arguments, "--model", first) == 0
+    assert evaluate(out, *arguments, "--weights", first) == 0
     assert json.loads(out.read_text()) == summary
     assert len(cases_file.read_text().splitlines()) == len(lines)
     capsys.readouterr()
 
-    assert evaluate(out, *arguments, "--model", other) == 2
+    assert evaluate(out, *arguments, "--weights", other) == 2
     assert "other weights" in capsys.readouterr().err
-    assert evaluate(tmp_path / "other.json", *arguments, "--model", other) == 0
+    assert evaluate(tmp_path / "other.json", *arguments, "--weights", other) == 0
     changed = json.loads((tmp_path / "other.json").read_text())
     assert changed["model"] != summary["model"]
     assert changed["tiers"]["hard"]["fused"] != summary["tiers"]["hard"]["fused"]
@@ -226,7 +226,7 @@ def test_meshes_of_a_folder_are_judged_and_open_ones_are_listed(baselines, tmp_p
     (folder / "notes.txt").write_text("no mesh\n")
     baselines.save(cache / "baselines.npz")
     weights, out = write_weights(tmp_path / "w.safetensors", 0), tmp_path / "meshes.json"
-    arguments = ["--suite", "meshes", "--meshes", folder, "--cache", cache, "--model", weights, "--tiers", "easy"]
+    arguments = ["--suite", "meshes", "--meshes", folder, "--cache", cache, "--weights", weights, "--tiers", "easy"]
     assert evaluate(out, *arguments) == 0
     assert "Left out: open.obj (not_watertight)." in capsys.readouterr().out
     summary = json.loads(out.read_text())
@@ -248,9 +248,11 @@ def test_meshes_of_a_folder_are_judged_and_open_ones_are_listed(baselines, tmp_p
         (["--suite", "meshes", "--meshes", "."], "no mesh in it"),
         (["--suite", "meshes", "--meshes", ".", "--objects", "9"], "--objects goes with --suite synthetic"),
         (["--suite", "synthetic", "--meshes", "."], "--suite meshes alone"),
+        (["--suite", "synthetic", "--weights", "nano", "other"], "one model"),
+        ([], "--suite synthetic or meshes"),
         (["--suite", "synthetic", "--objects", "0"], "2 to 200"),
         (["--suite", "synthetic", "--workers", "0"], "at least 1"),
-        (["--suite", "synthetic", "--model", "none.safetensors"], "none.safetensors"),
+        (["--suite", "synthetic", "--weights", "none.safetensors"], "none.safetensors"),
     ],
 )
 def test_bad_options_are_one_sentence(arguments, said, tmp_path, monkeypatch, capsys):
@@ -263,7 +265,7 @@ def test_bad_options_are_one_sentence(arguments, said, tmp_path, monkeypatch, ca
 def test_a_file_of_something_else_is_not_written_on(cache, tmp_path, capsys):
     (tmp_path / "out.cases.jsonl").write_text("my notes\n")
     weights = write_weights(tmp_path / "w.safetensors", 0)
-    arguments = ["--suite", "synthetic", "--objects", 2, "--cache", cache, "--model", weights]
+    arguments = ["--suite", "synthetic", "--objects", 2, "--cache", cache, "--weights", weights]
     assert evaluate(tmp_path / "out.json", *arguments) == 2
     assert "something else" in capsys.readouterr().err
     assert (tmp_path / "out.cases.jsonl").read_text() == "my notes\n"
