@@ -4,7 +4,9 @@ A reconstruction continues the track that it overlaps most: its box in 3D, where
 and its mask in the image. Overlap is the IoU less the squared distance of the centres over the squared diagonal of
 the box around both (DIoU, Zheng et al., AAAI 2020), so that fast objects that no longer touch where they were are
 still told apart by nearness. Tracks move on at their latest speed before they are compared; all pairs of a frame are
-chosen together (Hungarian method). The outcome depends on nothing but what was given, in the order of giving.
+chosen together (Hungarian method). What overlaps nothing continues the track of its label, as long as labels have
+always agreed with overlaps: then their source tracks too, which helps where the model is slower than the motion. The
+outcome depends on nothing but what was given, in the order of giving.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ class _Sight:
     """What was seen of an object once. ``box``: metres, in the world (``in_world``) or the camera's frame, None where
     its scale is a guess; ``pixels``: (h, w) bool, its mask inside ``window`` (x, y in pixels)."""
 
+    label: int
     stamp_ns: int
     box: _Box | None
     in_world: bool
@@ -114,6 +117,7 @@ class Tracker:
         self._newest_ns: int | None = None
         self._used = np.zeros(_LABELS, bool)  # ids that a mask could name
         self._next = 1
+        self._labels_hold = True
 
     @property
     def alive(self) -> tuple[int, ...]:
@@ -166,12 +170,20 @@ class Tracker:
         return track.missed >= MIN_MISSED and stamp_ns - track.sight.stamp_ns > self._patience_ns
 
     def _associate(self, sights: list[_Sight]) -> list[tuple[int, int]]:
-        """Pairs (track, sight) of the largest sum of overlaps over the least that is allowed."""
+        """Pairs (track, sight) of the largest sum of overlaps over the least that is allowed, then those by label."""
         if not sights or not self._tracks:
             return []
         gain = _overlaps([track.moved_to(sights[0].stamp_ns) for track in self._tracks], sights) - MIN_OVERLAP
         rows, columns = linear_sum_assignment(np.maximum(gain, 0.0), maximize=True)
-        return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if gain[row, column] > 0]
+        found = {int(row): int(column) for row, column in zip(rows, columns, strict=True) if gain[row, column] > 0}
+        if any(self._tracks[row].sight.label != sights[column].label for row, column in found.items()):
+            self._labels_hold = False
+        if self._labels_hold:
+            # One label belongs to one track: had there been two, they would have disagreed with an overlap.
+            left = {sight.label: column for column, sight in enumerate(sights) if column not in found.values()}
+            labels = {track.sight.label: row for row, track in enumerate(self._tracks) if row not in found}
+            found |= {row: left[label] for label, row in labels.items() if label in left}
+        return list(found.items())
 
     def _new_id(self, label: int) -> int:
         new = label if 0 < label < _LABELS and not self._used[label] else self._next
@@ -195,7 +207,9 @@ def _sight(
     high = np.maximum(low, np.array([columns.max(initial=-1), rows.max(initial=-1)]) + 1)
     pixels = mask[low[1] : high[1], low[0] : high[0]] == item.id
     box = _world_box(item, camera_to_world) if item.metric else None
-    return _Sight(stamp_ns, box, camera_to_world is not None, _Box(low.astype(float), high.astype(float)), pixels)
+    return _Sight(
+        item.id, stamp_ns, box, camera_to_world is not None, _Box(low.astype(float), high.astype(float)), pixels
+    )
 
 
 def _world_box(item: Reconstruction, camera_to_world: NDArray[np.float64] | None) -> _Box:

@@ -1,11 +1,15 @@
 """Tracks: ids that stay with their objects, whatever the masks call them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from event_sam3d_ros.demo.truth import read_truth
 from event_sam3d_ros.reconstruction import Reconstruction
+from event_sam3d_ros.recordings.files import Frame, open_recording
 from event_sam3d_ros.tracking import MAX_MISSING, Tracker
 
 STEP_NS = 33_000_000
@@ -119,11 +123,20 @@ def test_frames_without_objects_count():
     assert tracker.alive == ()
 
 
-def test_far_away_is_another_object_even_under_the_same_label():
+@pytest.mark.parametrize("believed", [True, False])
+def test_far_away_the_label_decides_as_long_as_it_has_never_been_wrong(believed):
+    tracker = Tracker()
+    update(tracker, 0, [thing(3 if believed else 8, (-0.5, 0, 1))])
+    first = update(tracker, 1, [thing(3, (-0.5, 0, 1))]).reconstructions[0].id
+    frame = update(tracker, 2, [thing(3, (0.5, 0, 1))])
+    assert frame.labels == (3,) and (frame.reconstructions[0].id == first) == believed
+    assert frame.born == (() if believed else (3,))
+
+
+def test_another_label_far_away_is_another_object():
     tracker = Tracker()
     update(tracker, 0, [thing(7, (-0.5, 0, 1))])
-    frame = update(tracker, 1, [thing(7, (0.5, 0, 1))])
-    assert (frame.labels, frame.born, frame.reconstructions[0].id) == ((7,), (8,), 8)
+    assert update(tracker, 1, [thing(2, (0.5, 0, 1))]).born == (2,)
 
 
 def test_depth_tells_apart_what_covers_the_same_pixels():
@@ -201,5 +214,35 @@ def test_memory_is_bounded():
     mask = np.zeros((4, 4), np.uint8)  # none of the objects has a pixel: each is far from all others
     died = []
     for number in range(MAX_MISSING + 6):
-        died += tracker.update(number, [thing(1, (100.0 * number, 0, 1))], mask).died
+        died += tracker.update(number, [thing(number + 1, (100.0 * number, 0, 1))], mask).died
     assert len(tracker.alive) == MAX_MISSING + 1 and died == [1, 2, 3, 4, 5]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """Stamp, true position and mask of every frame of the demo: up to a quarter of the crop per exposure."""
+    bag = Path(__file__).parents[1] / "data" / "demo_bag"
+    (true,) = read_truth(bag).values()
+    masks = {s.stamp_ns: s.data for s in open_recording(bag).samples() if isinstance(s, Frame) and s.role == "mask"}
+    return [(stamp, true.poses[stamp].position, mask > 0) for stamp, mask in sorted(masks.items())], true.size.max()
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+@pytest.mark.parametrize("metric", [True, False])
+def test_the_demos_object_is_one_track_under_any_labels_from_7_5_hz_on(demo, every, metric):
+    tracker, random = Tracker(), np.random.default_rng(0)
+    frames, size = demo
+    ids = set()
+    for stamp, position, mask in frames[::every]:
+        label = int(random.integers(1, 200))
+        frame = tracker.update(stamp, [thing(label, position, size, metric)], mask * np.uint8(label))
+        ids |= {item.id for item in frame.reconstructions}
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize("every", [6, 10, 30])
+def test_it_is_one_track_at_any_rate_under_one_label(demo, every):
+    tracker = Tracker()
+    frames, size = demo
+    found = [tracker.update(stamp, [thing(4, at, size)], mask * np.uint8(4)) for stamp, at, mask in frames[::every]]
+    assert {item.id for frame in found for item in frame.reconstructions} == {4}
