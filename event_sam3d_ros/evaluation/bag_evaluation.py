@@ -78,7 +78,9 @@ def evaluate_bags(
             warn(sentence)
     results = Results([(model, mode) for model in files for mode in options.modes])
     write_csv(options.out / "results.csv", lambda write: results.read(outcomes, jobs, write))
-    summary = summary_of(results, configuration, {label: model.info for label, model in models.items()})
+    summary = summary_of(
+        results, configuration, {label: dict(sorted(model.info.items())) for label, model in models.items()}
+    )
     write_json(options.out / "summary.json", summary)
     run = {"wall_s": round(time.monotonic() - begin, 3), "workers": options.workers, "cpus": os.cpu_count()}
     timings = results.timing_summary() | {"latest_run": run}

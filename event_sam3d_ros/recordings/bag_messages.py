@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from event_sam3d_ros.errors import InputError, RecordingError
+from event_sam3d_ros.errors import InputError, RecordingError, excerpt
 from event_sam3d_ros.events.codecs import ARRAY_TYPES as DVS_TYPES
 from event_sam3d_ros.events.codecs import PACKET_TYPES as EVENT_PACKET_TYPES
 from event_sam3d_ros.pixels import pixels_from_bytes
@@ -62,7 +62,11 @@ def decode_frame(message: RawMessage, role: Role) -> Frame:
         except cv2.error:  # nothing to decode, or a size beyond OpenCV's limits
             data = None
         if data is None:
-            raise RecordingError(f"{where(message)}: the compressed image can't be decoded", reason="bad_image")
+            raise RecordingError(
+                f"{where(message)}: a compressed image ('{excerpt(compressed.format)}', {len(compressed.data)} bytes) "
+                "can't be decoded: it is damaged, or there is no codec for it here (JPEG and PNG always work)",
+                reason="bad_image",
+            )
         data = data if data.ndim == 2 else np.ascontiguousarray(data[..., 2::-1])
         return Frame(role, _stamp(compressed), message.receive_ns, compressed.header.frame_id, data)
     if message.type != IMAGE_TYPE:

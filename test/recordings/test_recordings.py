@@ -309,7 +309,7 @@ def test_a_compressed_image_without_bytes_is_one_clear_error() -> None:
     for data in (np.empty(0, np.uint8), np.ones(9, np.uint8)):
         image = message(header=header(stamp=time(sec=1, nanosec=0), frame_id=""), format="png", data=data)
         cdr = bytes(typestore().serialize_cdr(image, COMPRESSED_IMAGE_TYPE))
-        with pytest.raises(RecordingError, match="/image at 0.000000 s: the compressed image can't be decoded"):
+        with pytest.raises(RecordingError, match="/image at 0.000000 s: a compressed image .* can't be decoded"):
             decode_frame(RawMessage("/image", COMPRESSED_IMAGE_TYPE, 0, cdr), "image")
 
 

@@ -1,0 +1,344 @@
+"""Recordings evaluated as a user does it: the same bytes however often and by whatever number of processes, nothing
+lost by a kill, and one clear sentence for everything that can be wrong with what was given."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from recordings_made import COUNT, MS, PERIOD, START, in_order, make_samples
+
+from event_sam3d_ros.cli import main
+from event_sam3d_ros.evaluation.bag_log import FrameLog, read_rows
+from event_sam3d_ros.recordings.bag_messages import COMPRESSED_IMAGE_TYPE, typestore
+from event_sam3d_ros.recordings.files import EventChunk, Frame, Pose, Sample, write_rosbag2
+from event_sam3d_ros.synthetic.surface import surface_mesh, write_mesh
+
+BUNDLED = Path(__file__).resolve().parents[2] / "data" / "demo_bag"
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six frames of one object, with depth and events."""
+    path = tmp_path_factory.mktemp("recordings") / "bag"
+    write_rosbag2(path, in_order(make_samples()))
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command: its exit code, and what it said on standard error without the progress bar."""
+
+    def evaluate(*arguments: Any, workers: int = 1) -> tuple[int, str]:
+        code = main(["evaluate", *map(str, arguments), "--workers", str(workers)])
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return code, "\n".join(line for line in re.split(r"[\r\n]", error) if line and "evaluating:" not in line)
+
+    return evaluate
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def made(path: Path, change: Callable[[Sample], Sample | None]) -> Path:
+    """A recording with changed samples; None leaves one out."""
+    write_rosbag2(path, in_order([new for sample in make_samples() if (new := change(sample)) is not None]))
+    return path
+
+
+def test_any_number_of_workers_gives_the_same_bytes(bag: Path, tmp_path: Path, run: Run) -> None:
+    shutil.copytree(bag, tmp_path / "other")
+    for workers in (1, 2):
+        given = (bag, tmp_path / "other", "--modes", "fused", "--out", tmp_path / str(workers))
+        assert run(*given, workers=workers) == (0, "")
+    for name in ("results.csv", "summary.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    rows = rows_of(tmp_path / "1")
+    assert [(row["bag"], int(row["frame"])) for row in rows] == [(b, f) for b in ("bag", "other") for f in range(COUNT)]
+    assert [int(row["stamp_ns"]) for row in rows[:COUNT]] == [START + number * PERIOD for number in range(COUNT)]
+
+
+def test_a_killed_run_loses_nothing_and_has_nothing_twice(bag: Path, tmp_path: Path, run: Run) -> None:
+    assert run(bag, "--out", tmp_path / "whole") == (0, "")
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "event_sam3d_ros.cli", "evaluate", bag, "--out", out, "--workers", "1"]
+    log = out / "frames" / "bag.jsonl"
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 120
+        while process.poll() is None and len(list(read_rows(log))) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = list(read_rows(log))
+    assert len(done) >= 2
+    with log.open("ab") as file:
+        file.write(b'{"frame":99,"torn')  # as a kill in the middle of writing leaves it
+    assert run(bag, "--out", out) == (0, "")
+    rows = list(read_rows(log))
+    assert rows[: len(done)] == done
+    assert [row.get("frame") for row in rows] == [*range(COUNT), None]
+    for name in ("results.csv", "summary.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    pictures = [sorted(path.name for path in (folder / "pictures").iterdir()) for folder in (out, tmp_path / "whole")]
+    assert pictures[0] == pictures[1]
+
+
+def test_a_full_disk_keeps_what_is_done(bag: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, count = FrameLog.append, 0
+
+    def full_at_the_third(log: FrameLog, row: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "frames/bag.jsonl")
+        append(log, row)
+
+    monkeypatch.setattr(FrameLog, "append", full_at_the_third)
+    code, said = run(bag, "--out", tmp_path / "out", "--modes", "rgb")
+    assert code == 1
+    assert "No space left on device" in said and "run the same command again" in said
+    assert len(rows_of(tmp_path / "out")) == 2
+    monkeypatch.undo()
+    assert run(bag, "--out", tmp_path / "out", "--modes", "rgb") == (0, "")
+    assert len(rows_of(tmp_path / "out")) == COUNT
+
+
+def test_a_disk_that_is_really_full(bag: Path, tmp_path: Path) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "bag.jsonl").symlink_to("/dev/full")
+    with FrameLog(tmp_path / "frames" / "bag.jsonl") as log, pytest.raises(OSError, match=r"bag\.jsonl"):
+        log.append({"frame": 0})
+
+
+# Bad input
+
+
+def shifted_events(sample: Sample) -> Sample:
+    if not isinstance(sample, EventChunk):
+        return sample
+    hour = 3_600_000
+    events = replace(sample.events, t=sample.events.t + hour * 1000)
+    return replace(sample, stamp_ns=sample.stamp_ns + hour * MS, events=events)
+
+
+def without(role: str) -> Callable[[Sample], Sample | None]:
+    return lambda sample: None if isinstance(sample, Frame) and sample.role == role else sample
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (without("mask"), ["no topic for mask (/camera/mask)", "--topics mask=/NAME"]),
+        (without("image"), ["no topic for image"]),
+        (lambda sample: None if isinstance(sample, EventChunk) else sample, ["no topic for events"]),
+        (shifted_events, ["the clocks disagree", "1700000000.000 s", "1700003600"]),
+    ],
+)
+def test_a_bag_that_lacks_something_is_told_in_one_sentence(
+    tmp_path: Path, run: Run, change: Callable[[Sample], Sample | None], words: list[str]
+) -> None:
+    code, said = run(made(tmp_path / "bag", change), "--out", tmp_path / "out", "--modes", "fused")
+    assert code == 2
+    assert all(word in said for word in words), said
+
+
+def test_other_files_are_told(tmp_path: Path, run: Run, bag: Path) -> None:
+    (tmp_path / "empty.mcap").write_bytes(b"")
+    code, said = run(tmp_path / "empty.mcap", "--out", tmp_path / "out")
+    assert code == 2 and "empty.mcap is empty" in said
+    assert not (tmp_path / "out").exists()
+    code, said = run(bag, "--out", tmp_path / "out", "--topics", "image=/camera/camera_info")
+    assert code == 2 and "/camera/camera_info is a sensor_msgs/msg/CameraInfo; for image give" in said
+    code, said = run(bag, "--out", tmp_path / "out", "--topics", "image=/nothing")
+    assert code == 2 and "has no topic /nothing" in said
+    code, said = run(bag, "--out", tmp_path / "out", "--topics", "picture=/x")
+    assert code == 2 and "'picture=/x' can't be understood" in said
+
+
+def test_one_bad_bag_does_not_cost_the_others_their_results(bag: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "bad.mcap").write_bytes(b"")
+    code, said = run(bag, tmp_path / "bad.mcap", "--out", tmp_path / "out", "--modes", "rgb")
+    assert code == 2 and "bad.mcap is empty" in said and "1 other recording done" in said
+    assert len(rows_of(tmp_path / "out")) == COUNT
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [(one["name"], one["complete"], one["reason"]) for one in summary["bags"]] == [
+        ("bad", False, "broken_recording"),
+        ("bag", True, ""),
+    ]
+    assert "bad.mcap is empty" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_bag_that_is_cut_off_gives_what_is_whole(tmp_path: Path, run: Run) -> None:
+    (file,) = BUNDLED.glob("*.mcap")
+    (tmp_path / "cut.mcap").write_bytes(file.read_bytes()[:1_000_000])
+    code, said = run(tmp_path / "cut.mcap", "--out", tmp_path / "out", "--modes", "rgb", "--no-metrics")
+    assert code == 0
+    assert "warning" in said and "cut.mcap" in said and "what is whole was read" in said
+    assert 3 < len(rows_of(tmp_path / "out")) < 30
+    assert "what is whole was read" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_images_that_nothing_can_decode_are_told(tmp_path: Path, run: Run, bag: Path) -> None:
+    from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+
+    store = typestore()
+    types = store.types
+    path = tmp_path / "unknown_codec"
+    with Reader(bag) as reader, Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = {
+            c.topic: writer.add_connection(c.topic, c.msgtype, typestore=store)
+            for c in reader.connections
+            if c.topic != "/camera/image_raw"
+        }
+        compressed = writer.add_connection("/camera/image_raw/compressed", COMPRESSED_IMAGE_TYPE, typestore=store)
+        for connection, stamp, raw in reader.messages():
+            if connection.topic in connections:
+                writer.write(connections[connection.topic], stamp, raw)
+            else:
+                header = store.deserialize_cdr(raw, connection.msgtype).header
+                message = types[COMPRESSED_IMAGE_TYPE](header, "h264", np.arange(50, dtype=np.uint8))
+                writer.write(compressed, stamp, store.serialize_cdr(message, COMPRESSED_IMAGE_TYPE))
+    code, said = run(path, "--out", tmp_path / "out")
+    assert code == 2
+    assert "h264" in said and "/camera/image_raw/compressed" in said
+
+
+@pytest.mark.parametrize("offset_s", [1000, -1000])
+def test_truth_of_another_time_is_told(bag: Path, tmp_path: Path, run: Run, offset_s: float) -> None:
+    stamp = START / 1e9 + offset_s
+    (tmp_path / "poses.txt").write_text(f"{stamp} 0 0 0 0 0 0 1\n{stamp + 0.1} 0 0 0 0 0 0 1\n")
+    code, said = run(bag, "--out", tmp_path / "out", "--ground-truth", tmp_path / "poses.txt", "--modes", "rgb")
+    assert code == 2 and "does not overlap" in said and "poses.txt" in said
+
+
+def test_truth_that_is_none_is_told(bag: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "truth.txt").write_text("# t x y z\n1 2 3\n")
+    code, said = run(bag, "--out", tmp_path / "out", "--ground-truth", tmp_path / "truth.txt")
+    assert code == 2 and "truth.txt, line 2: expected" in said
+    (tmp_path / "truth.yaml").write_text("objects: 3")
+    code, said = run(bag, "--out", tmp_path / "out2", "--ground-truth", tmp_path / "truth.yaml")
+    assert code == 2 and "truth.yaml is not a ground truth file" in said
+
+
+def test_a_folder_that_is_not_of_this_run_is_left_alone(bag: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    code, said = run(bag, "--out", tmp_path / "mine")
+    assert code == 2 and "exists and holds no evaluation" in said
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    assert run(bag, "--out", tmp_path / "out", "--modes", "rgb", "--no-metrics") == (0, "")
+    code, said = run(bag, "--out", tmp_path / "out", "--modes", "fused", "--no-metrics")
+    assert code == 2 and "an evaluation with other modes" in said
+    assert len(rows_of(tmp_path / "out")) == COUNT
+
+
+# What comes out
+
+
+def test_modes_stand_side_by_side_and_the_report_shows_the_summary(bag: Path, tmp_path: Path, run: Run) -> None:
+    assert run(bag, "--out", tmp_path / "out") == (0, "")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [one["mode"] for one in summary["total"]] == ["rgb", "events", "fused"]
+    rows = rows_of(tmp_path / "out")
+    by_mode = {mode: [row for row in rows if row["mode"] == mode] for mode in ("rgb", "events", "fused")}
+    assert by_mode["rgb"][0]["x"] != by_mode["events"][0]["x"]
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert not re.search(r"<(script|link|iframe|object|embed|base|meta http)|url\(|@import", report)
+    loaded = re.findall(r"<[^>]*?(?:src|href|data|poster|srcset)=[\"']?([^\"'>]*)", report)
+    assert loaded and all(target.startswith("data:image/jpeg;base64,") for target in loaded)
+    for one in summary["total"]:
+        assert one["frames"] == one["frames_with_result"] == COUNT
+        for name, values in one["metrics"].items():
+            assert f"<td>{name}</td>" in report
+            assert f"{values['mean']:.3f} ± {values['std']:.3f}" in report
+            column = [float(row[name]) for row in by_mode[one["mode"]] if row[name]]
+            assert values["mean"] == pytest.approx(np.mean(column), rel=1e-5)
+            assert values["n"] == len(column)
+    assert report.count("data:image/jpeg;base64,") == 6
+    timings = json.loads((tmp_path / "out" / "timings.json").read_text())
+    assert f"{timings['share_of_inputs']:.1%}" in report
+    assert timings["stages"]["inputs"]["n"] == COUNT
+
+
+def test_truth_as_a_mesh_with_poses_is_compared(bag: Path, tmp_path: Path, run: Run) -> None:
+    """A ball whose poses lie between the frames' stamps; the last frames have none."""
+    grid = (np.indices((32,) * 3).reshape(3, -1).T + 0.5) / 16 - 1
+    sdf = (np.linalg.norm(grid, axis=1) - 0.8).reshape((32,) * 3)
+    vertices, faces = surface_mesh(sdf)
+    write_mesh(tmp_path / "ball.ply", vertices * 0.1, faces)
+    stamps = [START + number * PERIOD + PERIOD // 2 for number in range(-1, 3)]
+    poses = [{"stamp_ns": s, "position": [0.0, 0.0, 0.5], "quaternion": [0.0, 0.0, 0.0, 1.0]} for s in stamps]
+    truth = {"objects": [{"id": 1, "mesh": "ball.ply", "size": [0.16] * 3, "poses": poses}]}
+    (tmp_path / "truth.yaml").write_text(yaml.safe_dump(truth))
+    given = ("--ground-truth", tmp_path / "truth.yaml", "--modes", "fused")
+    assert run(bag, "--out", tmp_path / "out", *given) == (0, "")
+    rows = rows_of(tmp_path / "out")
+    assert [bool(row["iou_camera"]) for row in rows] == [True] * 3 + [False] * 3
+    assert all(0 < float(row["iou"]) <= 1 and row["add_s"] for row in rows[:3])
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["ranked_by"] == "iou_camera"
+
+
+def test_camera_poses_in_the_recording_are_used(tmp_path: Path, run: Run) -> None:
+    poses = [
+        Pose(START + n * 10 * MS, START + n * 10 * MS, "o", np.array([0.1 * n, 0.0, 0.0]), np.array([0, 0, 0, 1.0]))
+        for n in range(-2, 30)
+    ]
+    write_rosbag2(tmp_path / "bag", in_order([*make_samples(), *poses]))
+    assert run(tmp_path / "bag", "--out", tmp_path / "out", "--modes", "rgb") == (0, "")
+    steps = [float(row["world_step_m"]) for row in rows_of(tmp_path / "out")[1:]]
+    # The camera moves by 0.4 m a frame and the picture stays as it is: so does the object in its frame.
+    assert steps == pytest.approx([0.4] * (COUNT - 1), abs=0.05)
+
+
+def test_topics_of_other_names_are_found_or_named(tmp_path: Path, run: Run, bag: Path) -> None:
+    from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+
+    names = {"/camera/mask": "/segmenter/labels", "/camera/image_raw": "/left/image_rect"}
+    with (
+        Reader(bag) as reader,
+        Writer(tmp_path / "named", version=9, storage_plugin=StoragePlugin.MCAP) as writer,
+    ):
+        connections = {
+            c.topic: writer.add_connection(names.get(c.topic, c.topic), c.msgtype, typestore=typestore())
+            for c in reader.connections
+        }
+        for connection, stamp, raw in reader.messages():
+            writer.write(connections[connection.topic], stamp, raw)
+    options = ("--modes", "rgb", "--no-metrics", "--topics", "image=/left/image_rect")
+    assert run(tmp_path / "named", "--out", tmp_path / "out", *options)[0] == 0
+    assert len(rows_of(tmp_path / "out")) == COUNT
+
+
+def test_frames_without_a_mask_are_rows_with_their_reason(tmp_path: Path, run: Run) -> None:
+    lost = START + 2 * PERIOD
+
+    def change(sample: Sample) -> Sample | None:
+        is_lost = isinstance(sample, Frame) and sample.role == "mask" and sample.stamp_ns == lost
+        return None if is_lost else sample
+
+    assert run(made(tmp_path / "bag", change), "--out", tmp_path / "out", "--modes", "rgb")[0] == 0
+    rows = rows_of(tmp_path / "out")
+    assert [row["reason"] for row in rows] == ["", "", "missing_mask", "", "", ""]
+    assert rows[2]["x"] == ""
