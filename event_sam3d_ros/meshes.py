@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,11 @@ def read_mesh(path: str | Path) -> tuple[Floats, NDArray[np.integer]]:
 
     if not Path(path).is_file():
         raise InputError(f"{path}: no such mesh file", reason="missing_file")
+    vertices, faces = np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)
     with open3d.utility.VerbosityContextManager(open3d.utility.VerbosityLevel.Error):
-        mesh = open3d.t.io.read_triangle_mesh(path)  # unlike open3d.io's, it keeps polygons, as triangles
-    if "positions" not in mesh.vertex or "indices" not in mesh.triangle:
-        vertices, faces = np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)
-    else:
-        vertices, faces = mesh.vertex.positions.numpy().astype(float), mesh.triangle.indices.numpy()
+        with contextlib.suppress(LookupError, RuntimeError):  # how open3d says that it found none
+            mesh = open3d.t.io.read_triangle_mesh(path)  # unlike open3d.io's, it keeps polygons, as triangles
+            vertices, faces = mesh.vertex.positions.numpy().astype(float), mesh.triangle.indices.numpy()
     if not len(faces) or not np.isfinite(vertices[faces]).all() or not np.ptp(vertices[faces], axis=(0, 1)).max() > 0:
         raise InputError(
             f"{path}: no triangles could be read; give a GLB, OBJ, OFF, PLY or STL triangle mesh", reason="bad_mesh"
