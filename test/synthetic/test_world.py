@@ -1,15 +1,21 @@
 """Cases and recordings: their parts agree with each other and with the truth."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from event_sam3d_ros.errors import InputError
-from event_sam3d_ros.synthetic.scene import crop_side
+from event_sam3d_ros.synthetic import world
+from event_sam3d_ros.synthetic.appearance import encode_gamma
+from event_sam3d_ros.synthetic.event_simulator import EventSimulator
+from event_sam3d_ros.synthetic.motion import random_glide
+from event_sam3d_ros.synthetic.scene import crop_side, random_placement
+from event_sam3d_ros.synthetic.shapes import random_shape
 from event_sam3d_ros.synthetic.world import (
     FIRST_TRAINING_OBJECT_SEED,
     HELD_OUT_OBJECT_SEEDS,
+    STAMP_US,
     TIERS,
     make_case,
     sequence,
@@ -148,6 +154,25 @@ def test_blurry_frame_is_the_mean_of_the_light():
     sharp, blurry = ((image / 255.0) ** 2.2 for image in (case.sharp, case.blurry))
     # Motion moves light about but makes none; small changes come from shading and from what is uncovered.
     assert blurry.mean() == pytest.approx(sharp.mean(), rel=0.05)
+
+
+@pytest.mark.parametrize("seed", [3, 8])
+def test_blur_is_the_integral_of_the_light_over_the_exposure(seed):
+    rng = np.random.default_rng(seed)
+    start = random_placement(random_shape(seed), rng, 112, 112, reach=0.2, background_margin=0.4)
+    start = replace(start, scene=replace(start.scene, image_noise=0.0))
+    play = world._Play(start, random_glide(rng, start.side, 0.2), None)
+    begin, end = STAMP_US - 25_000, STAMP_US + 25_000
+    times = play.sub_frame_times(begin, STAMP_US, end, step=1.0, least=11)
+    simulator = EventSimulator(112, 112, start.scene.event_camera, rng)
+    frame = play.frame(times, STAMP_US, simulator, False, rng)
+    moments = np.linspace(-15_000, 15_000, 241)  # far more than the frame was made of
+    linear = start.scene.images(play.path.poses(start, moments)).rgb
+    integral = (linear[1:] + linear[:-1]).mean(axis=0) / 2
+    error = np.abs(frame.blurry.astype(float) - encode_gamma(integral))
+    assert error.mean() < 0.4 and np.quantile(error, 0.999) < 6  # of 255
+    sharp = np.abs(frame.sharp.astype(float) - encode_gamma(integral))
+    assert sharp[frame.mask > 0].mean() > 5 * error[frame.mask > 0].mean()
 
 
 def test_recording_is_gapless_and_keeps_the_object_in_view():
