@@ -158,14 +158,16 @@ def _cell(value: Mapping[str, float] | None) -> str:
 def _recovered_table(recovered: Mapping[str, Mapping[str, float | None]]) -> list[str]:
     rows = []
     for metric, value in recovered.items():
-        gain, share = "no case has all of sharp, blurry and fused", "-"
-        if value["gain"] is not None:
+        if value["gain"] is None:
+            gain, share = "no case has all of sharp, blurry and fused", "-"
+        else:
             gain = f"{value['gain']:+.3f} [{value['gain_low']:+.3f}, {value['gain_high']:+.3f}]"
-            share = "blur costs nothing here"
-        if value["share"] is not None:
-            known = value["share_low"] is not None
-            interval = f"[{value['share_low']:.0%}, {value['share_high']:.0%}]" if known else "(blur may cost nothing)"
-            share = f"{value['share']:.0%} {interval}"
+            if value["share"] is None:
+                share = "blur costs nothing here"
+            elif value["share_low"] is None:
+                share = "not known: blur may cost nothing here"
+            else:
+                share = f"{value['share']:.0%} [{value['share_low']:.0%}, {value['share_high']:.0%}]"
         rows.append(f"| {metric} | {gain} | {share} |")
     if not rows:
         return ["No case has all of sharp, blurry and fused: nothing to compare."]

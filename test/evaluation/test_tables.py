@@ -124,6 +124,12 @@ def test_markdown_says_when_nothing_pairs():
     assert "No case has all of" in markdown(summarise([record("easy", 0, 5, blurry=0.2)], "nano"))
 
 
+def test_markdown_gives_no_share_where_blur_may_cost_nothing():
+    mixed = [record("hard", 0, i, blurry=0.5, fused=0.5, sharp=0.5 + (0.1 if i else -0.05)) for i in range(2)]
+    assert recovered_share(mixed, "iou")["share"] == pytest.approx(0)
+    assert "not known: blur may cost nothing here" in markdown(summarise(mixed, "nano"))
+
+
 def test_markdown_names_what_was_left_out():
     summary = summarise(suite(), "nano") | {"left_out": {"teapot.obj": "not_watertight"}}
     assert "Left out: teapot.obj (not_watertight)." in markdown(summary)
