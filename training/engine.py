@@ -102,6 +102,7 @@ def train(
                     break
         if monitor:
             monitor.close()
+        del run.module  # with DDP, freeing it after its process group can wait for ever
 
 
 class _WithLoss(nn.Module):
