@@ -60,7 +60,8 @@ def _rendered(
     if config.head == "flow":
         from training.flow.batches import FlowBatches, FlowStream
 
-        rendered, streamed = partial(FlowBatches, shows=shows), partial(FlowStream, shows=shows)
+        rendered = partial(FlowBatches, augmentation=stage.augmentation, shows=shows)
+        streamed = partial(FlowStream, augmentation=stage.augmentation, shows=shows)
     if data.stream:
         pool = stack.enter_context(ProcessPoolExecutor(data.workers, get_context("spawn"), torch.set_num_threads, (1,)))
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)

@@ -7,8 +7,9 @@ the names of `preprocessing.ObjectInputs.views`; pointmaps belong to both. ``pos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,12 @@ from event_sam3d_ros.sam3d.flow import Latents
 from event_sam3d_ros.sam3d.layout import ObjectPose, encode_pose
 from event_sam3d_ros.sam3d.pointmap import pointmap_from_depth, prior_pointmap
 from event_sam3d_ros.sam3d.preprocessing import object_inputs
-from training.datasets import Batches, DataConfig
+from training.augmentations import AugmentationConfig, augment
+from training.datasets import Batches, DataConfig, picture_tensor
 from training.flow.samples import OCCUPANCY
 from training.sources import Stream
 
 POINTMAP_DROPOUT = 0.1  # of the released model's condition; here of whole batches, for their targets differ too
-MIRRORED = 0.5
 
 Row = Mapping[str, npt.NDArray]
 
@@ -52,11 +53,12 @@ class FlowBatches(Batches):
         batch_size: int,
         seed: int,
         cases: int,
+        augmentation: AugmentationConfig | None = None,
         validation: int = 0,
         curriculum: int = 0,
         shows: str = "blurry",
     ) -> None:
-        super().__init__(folder, config, batch_size, seed, cases, validation=validation, curriculum=curriculum)
+        super().__init__(folder, config, batch_size, seed, cases, augmentation, validation, curriculum)
         self.config, self.shows = config, shows
 
     def __call__(self, step: int) -> dict[str, Tensor]:
@@ -66,25 +68,22 @@ class FlowBatches(Batches):
         """The part of a step's batch that process ``rank`` of ``count`` takes."""
         rng = np.random.default_rng([self.seed, step])
         rows = np.sort(rng.choice(self.allowed(step), self.batch_size, replace=False))
-        return self._make(rows[rank::count], has_points(self.seed, step), [self.seed, step])
+        return self.read(rows[rank::count], has_points(self.seed, step), (self.seed, step))
 
     def held_out(self, number: int) -> dict[str, Tensor]:
         rows = len(self.rows) + np.arange(number * self.batch_size, (number + 1) * self.batch_size)
-        return self._make(rows, True, None)
+        return self.read(rows, True)
 
-    def _make(self, rows: npt.NDArray[np.int64], with_points: bool, seeds: list[int] | None) -> dict[str, Tensor]:
-        return stack(
-            [
-                make_example(
-                    {name: store[row] for name, store in self.stores.items()},
-                    self.config,
-                    self.shows,
-                    with_points,
-                    None if seeds is None else np.random.default_rng([*seeds, 1 + row]),
-                )
-                for row in rows
-            ]
-        )
+    def read(
+        self, rows: npt.NDArray[np.int64], with_points: bool, seeds: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
+        """The batch of these rows, with pointmaps or without, varied by ``seeds``; None: as they are."""
+        examples = []
+        for row in rows:
+            values = {name: np.array(store[row]) for name, store in self.stores.items()}
+            rng = None if seeds is None else np.random.default_rng([*seeds, 1, row])
+            examples.append(make_example(values, self.config, self.shows, with_points, rng, self.augmentation))
+        return {name: torch.cat([one[name] for one in examples]) for name in examples[0]}
 
 
 class FlowStream(Stream):
@@ -96,42 +95,44 @@ class FlowStream(Stream):
         config: ModelConfig,
         batch_size: int,
         seed: int,
-        pool: ProcessPoolExecutor,
+        pool: Executor,
+        augmentation: AugmentationConfig | None = None,
         shows: str = "blurry",
     ) -> None:
-        super().__init__(data, config, batch_size, seed, pool)
+        super().__init__(data, config, batch_size, seed, pool, augmentation)
         self.shows = shows
 
     def _sample(self, case: int, values: dict[str, npt.NDArray], augmented: bool) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.seed, case]) if augmented else None
         with_points = not augmented or has_points(self.seed, case // self.batch_size)
-        return make_example(values, self.config, self.shows, with_points, rng)
+        return make_example(values, self.config, self.shows, with_points, rng, self.augmentation)
 
 
 def has_points(seed: int, step: int) -> bool:
     """Whether the batch of a step has pointmaps."""
-    return np.random.default_rng([seed, step, 0]).random() >= POINTMAP_DROPOUT
+    return np.random.default_rng([seed, step, 2]).random() >= POINTMAP_DROPOUT
 
 
 def make_example(
-    row: Row, config: ModelConfig, shows: str, with_points: bool, rng: np.random.Generator | None
+    row: Row,
+    config: ModelConfig,
+    shows: str,
+    with_points: bool,
+    rng: np.random.Generator | None,
+    settings: AugmentationConfig | None,
 ) -> dict[str, Tensor]:
     """A batch of one stored case, varied by ``rng``; None: as it is."""
+    settings = settings or AugmentationConfig()
     if shows == "shapes":
         grid = occupancy(row["occupancy"], config.flow.resolution)
-        return {"occupancy": grid.flip(2) if rng is not None and rng.random() < MIRRORED else grid}
+        return {"occupancy": grid.flip(2) if rng is not None and rng.random() < settings.flip else grid}
     window, mask = ("degraded_mask" if shows == "blurry" else "true_mask"), "true_mask"
     if rng is not None:
-        row = augmented(row, rng)
+        row = varied(row, rng, settings)
         if shows == "sharp" and rng.random() < 0.5:
             window = "degraded_mask"
             mask = "degraded_mask" if rng.random() < 0.5 else "true_mask"
     return example(row, config, row[mask], row[window], with_points, blurry=shows == "blurry")
-
-
-def stack(examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Batches of one as one batch."""
-    return {name: torch.cat([one[name] for one in examples]) for name in examples[0]}
 
 
 def example(
@@ -180,12 +181,12 @@ def occupancy(packed: npt.NDArray[np.uint8], resolution: int) -> Tensor:
     return (F.avg_pool3d(grid, OCCUPANCY // resolution) >= 0.5).float()
 
 
-def augmented(row: Row, rng: np.random.Generator) -> dict[str, npt.NDArray]:
-    """Mirrors half of the cases, and varies the colours of all."""
-    result = mirrored(row) if rng.random() < MIRRORED else dict(row)
-    gain = rng.uniform(0.8, 1.2, 3)
-    for name in ("sharp", "blurry"):
-        result[name] = (result[name] * gain).clip(0, 255).astype(np.uint8)
+def varied(row: Row, rng: np.random.Generator, settings: AugmentationConfig) -> dict[str, npt.NDArray]:
+    """The case, mirrored by chance, and its whole frames varied as batches of crops are (`augment`)."""
+    result = mirrored(row) if rng.random() < settings.flip else dict(row)
+    frames = {f"degraded_{name}": picture_tensor(result[name][None]) for name in ("sharp", "blurry", "events")}
+    for name, frame in augment(frames, rng, replace(settings, flip=0.0)).items():
+        result[name.removeprefix("degraded_")] = (frame[0] * 255).round().byte().permute(1, 2, 0).numpy()
     return result
 
 
