@@ -1,0 +1,183 @@
+"""One frame from files: picture, mask, events and depth in, points, pose and a preview out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from event_sam3d_ros.camera.calibration import load_camera_info
+from event_sam3d_ros.camera.model import CameraModel
+from event_sam3d_ros.demo.results import write_ply
+from event_sam3d_ros.errors import CalibrationError, ConfigurationError, InputError
+from event_sam3d_ros.events.events import Events, concatenate
+from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.nodes.debug_image import draw
+from event_sam3d_ros.observations import FrameArrays, build_observation
+from event_sam3d_ros.pixels import depth_from_pixels, rgb_from_pixels
+from event_sam3d_ros.preprocess import Observation
+from event_sam3d_ros.reconstruction import Reconstruction
+from event_sam3d_ros.recordings.files import EventChunk, open_recording
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_STEMS = ("image", "mask", "events", "depth", "camera")
+
+
+@dataclass(frozen=True)
+class SingleInput:
+    """The files of one frame; ``name``: of the folder for its results, empty for the folder of all."""
+
+    name: str
+    image: Path | None = None
+    mask: Path | None = None
+    events: Path | None = None
+    depth: Path | None = None
+    camera: Path | None = None
+
+
+def find_inputs(folder: Path, given: Mapping[str, Path]) -> list[SingleInput]:
+    """The input in a folder, or those in its folders, by the names of their files; ``given`` ones win. InputError."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder", reason="missing_file")
+    here = _by_name(folder)
+    if "mask" in here:
+        return [SingleInput("", **{**here, **given})]
+    shared = {name: here[name] for name in ("camera",) if name in here}
+    inside = [(one, _by_name(one)) for one in sorted(folder.iterdir()) if one.is_dir()]
+    found = [SingleInput(one.name, **{**shared, **files, **given}) for one, files in inside if "mask" in files]
+    if not found:
+        raise InputError(
+            f"{folder} holds no mask.*, nor does a folder in it: name the files image.*, mask.*, events.*, depth.*, "
+            "camera.yaml, or give them one by one",
+            reason="no_input",
+        )
+    return found
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.stem in _STEMS}
+
+
+def read_observation(
+    files: SingleInput, K: str | None, time_s: float | None, mode: str | None, info: Mapping[str, Any]
+) -> Observation:
+    """The files as a model sees them in a mode (None: all that is given). ``K``: "fx,fy,cx,cy"; ``time_s``: middle of
+    the window, None: of the file; ``info``: of the model. InputError, CalibrationError, RecordingError for bad ones."""
+    wanted = {"rgb": ("image",), "events": ("events",), "fused": ("image", "events"), None: ()}[mode]
+    missing = [name for name in ("mask", *wanted) if getattr(files, name) is None]
+    if missing:
+        where = f" of {files.name}" if files.name else ""
+        raise InputError(f"no {' and no '.join(missing)}{where}: give --{missing[0]} FILE", reason="no_input")
+    assert files.mask is not None
+    mask = _read_picture(files.mask)
+    mask = mask[..., 0] if mask.ndim == 3 else mask
+    if mask.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{files.mask}: a mask has 8 or 16 bits, not {mask.dtype}", reason="bad_dtype")
+    camera = _camera(files, K, mask.shape)
+    event_image, count = None, 0
+    if files.events is not None and mode != "rgb":
+        event_image, count = _event_image(files.events, time_s, info["window_ms"])
+    arrays = FrameArrays(
+        stamp_ns=0,
+        mask=mask,
+        image=None if files.image is None or mode == "events" else rgb_from_pixels(_read_picture(files.image)),
+        event_image=event_image,
+        event_count=count,
+        depth=None if files.depth is None else _read_depth(files.depth),
+    )
+    if arrays.image is None and arrays.event_image is None:
+        raise InputError("neither a frame nor events are given: add --image or --events", reason="no_input")
+
+    def refuse_few(reason: str, sentence: str) -> None:
+        if mode == "fused":
+            raise InputError(f"{files.events}: {sentence}; give --time, or --mode rgb", reason=reason)
+
+    return build_observation(arrays, camera, info["min_events"], refuse_few)
+
+
+def _camera(files: SingleInput, K: str | None, shape: tuple[int, ...]) -> CameraModel:
+    if K is not None:
+        try:
+            fx, fy, cx, cy = map(float, K.split(","))
+        except ValueError:
+            raise ConfigurationError(f"--K {K!r}: give fx,fy,cx,cy in pixels", reason="bad_intrinsics") from None
+        return CameraModel([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], (), shape[1], shape[0])
+    if files.camera is None:
+        raise CalibrationError("no camera is given: add --camera YAML or --K fx,fy,cx,cy", reason="no_camera_info")
+    return load_camera_info(files.camera)
+
+
+def _read_picture(path: Path) -> NDArray[Any]:
+    """RGB or grey, as many bits as the file has."""
+    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
+    if picture is None:
+        state = "can't be read as a picture" if path.is_file() else "no such file"
+        raise InputError(f"{path}: {state}", reason="bad_image" if path.is_file() else "missing_file")
+    return picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., 2::-1])
+
+
+def _read_depth(path: Path) -> NDArray[np.float32]:
+    if path.suffix != ".npy":
+        return depth_from_pixels(_read_picture(path))
+    try:
+        depth = np.load(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as depth ({error})", reason="bad_image") from error
+    return depth_from_pixels(depth)
+
+
+def _event_image(path: Path, time_s: float | None, window_ms: float) -> tuple[NDArray[np.uint8], int]:
+    """A Tencode picture and its number of events; of a picture that is one already, its coloured pixels."""
+    if path.suffix.lower() in _PICTURES:
+        picture = rgb_from_pixels(_read_picture(path))
+        return picture, int(picture.any(axis=2).sum())
+    recording = open_recording(path)
+    if time_s is None:
+        ends = [(c.events.t.min(), c.events.t.max()) for c in recording.samples() if isinstance(c, EventChunk)]
+        if not ends:
+            raise InputError(f"{path} has no events", reason="few_events")
+        middle_us = int(min(first for first, _ in ends) + max(last for _, last in ends)) // 2
+    else:
+        middle_us = round(time_s * 1e6)
+    half_us = round(window_ms * 500)
+    t0, t1 = middle_us - half_us, middle_us + half_us
+    pieces = [Events.empty()]
+    for chunk in recording.samples():
+        if isinstance(chunk, EventChunk):
+            inside = (t0 <= chunk.events.t) & (chunk.events.t < t1)
+            if inside.any():
+                pieces.append(chunk.events[inside])
+    events = concatenate(pieces)
+    return tencode(events, t0, t1, recording.width, recording.height), len(events)
+
+
+def write_results(
+    out: Path, observation: Observation, found: Sequence[Reconstruction], info: Mapping[str, Any]
+) -> None:
+    """object_ID.ply, pose.json and preview.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    for one in found:
+        write_ply(out / f"object_{one.id}.ply", one.points, one.colors)
+    objects = [
+        {
+            "id": one.id,
+            "score": round(float(one.score), 6),
+            "metric": one.metric,
+            "position": [round(float(value), 6) for value in one.position],
+            "quaternion_xyzw": [round(float(value), 6) for value in one.quaternion],
+            "size": [round(float(value), 6) for value in one.size],
+            "points": f"object_{one.id}.ply",
+        }
+        for one in found
+    ]
+    model = {name: info[name] for name in ("name", "tag", "version", "sha256") if name in info}
+    content = {"frame": "camera, optical: x right, y down, z forward; metres", "model": model, "objects": objects}
+    (out / "pose.json").write_text(json.dumps(content, indent=2) + "\n")
+    picture = cv2.imencode(".png", draw(observation, found)[..., ::-1])[1]
+    (out / "preview.png").write_bytes(picture.tobytes())
