@@ -1,19 +1,20 @@
 """Writes a 4D sequence frame by frame: one NPZ (see `sequence`), one PLY of all frames, and the tracks as JSON.
 
 An archive takes one array after the other, but frames bring a piece of each. So every array grows in a file of its own
-(.npy) beside the archive, and is moved into it at the end, one at a time: memory is that of one frame, disk at most
-twice the largest array. Where that fails the .npy files stay, each of them whole.
+(.npy) beside the archive, and is copied into it at the end: memory is that of one frame, and the disk has to hold the
+arrays twice for a moment. Where that fails the .npy files stay, each of them whole.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,8 @@ class SequenceWriter:
         for item, points in zip(tracked.reconstructions, clouds, strict=True):
             self._ply.append(points, item.colors, self.count, item.id)
         self._follow(observation.stamp_ns, tracked)
+        for part in (*self._arrays.values(), self._ply):
+            part.mark()
         self.count += 1
 
     def _open(self, height: int, width: int) -> None:
@@ -137,7 +140,16 @@ class SequenceWriter:
         return [self._tracks[track] for track in sorted(self._tracks)]
 
     def close(self) -> None:
-        """Brings the files into their final form; without frames the folder's files are removed."""
+        """Brings the files into their final form; without frames they are removed. OSError, which says what is left,
+        where the disk has no place for that."""
+        try:
+            self._close()
+        except OSError as error:
+            (self.folder / FILE_NAME).unlink(missing_ok=True)
+            sentence = f"{error.strerror or error}; {self.count} frames are kept there, as one .npy file for each array"
+            raise OSError(error.errno, sentence, str(self._parts)) from error
+
+    def _close(self) -> None:
         for array in self._arrays.values():
             array.close()
         self._ply.close()
@@ -154,9 +166,8 @@ class SequenceWriter:
                 # A date of its own, as zip begins: equal runs give equal bytes.
                 member = zipfile.ZipInfo(part.name, (1980, 1, 1, 0, 0, 0))
                 with part.open("rb") as source, archive.open(member, "w", force_zip64=True) as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-                part.unlink()
-        self._parts.rmdir()
+                    shutil.copyfileobj(source, target, 1 << 18)
+        shutil.rmtree(self._parts)
 
 
 def unproject(
@@ -170,52 +181,70 @@ def unproject(
     return points.astype(np.float32)
 
 
-class _GrowingArray:
-    """An .npy file to which rows are added; its header tells their number at ``close``."""
+class _GrowingFile:
+    """A header, and records behind it; ``close`` cuts off what came behind the latest ``mark``, as where a write failed
+    in the middle of a frame."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self._dtype, self._shape, self._rows = dtype, shape, 0
-        self._file: BinaryIO = path.open("wb")
-        self._write_header()
+    def __init__(self, path: Path, record_bytes: int) -> None:
+        self._record_bytes, self._records, self._marked = record_bytes, 0, 0
+        self._file = path.open("wb", buffering=0)  # nothing is left to be written at the end
+        self._write(self._header(0))
         self._begin = self._file.tell()
 
-    def _write_header(self) -> None:
+    def _header(self, records: int) -> bytes:
+        """Of one length for any number of records."""
+        raise NotImplementedError
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def _add(self, rows: NDArray[Any]) -> None:
+        self._write(rows.tobytes())
+        self._records += len(rows)
+
+    def mark(self) -> None:
+        """What was added so far stays."""
+        self._marked = self._records
+
+    def close(self) -> None:
+        """Writes the header of what stays."""
+        self._file.truncate(self._begin + self._marked * self._record_bytes)
+        self._file.seek(0)
+        self._write(self._header(self._marked))
+        self._file.close()
+
+
+class _GrowingArray(_GrowingFile):
+    """An .npy file to which rows are added."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self._dtype, self._shape = dtype, shape
+        super().__init__(path, int(np.prod(shape)) * dtype.itemsize)
+
+    def _header(self, records: int) -> bytes:
         # numpy leaves room in a header for any length of the first axis.
-        shape = (self._rows, *self._shape)
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (records, *self._shape)}
+        stream = io.BytesIO()
+        np.lib.format.write_array_header_1_0(stream, header)
+        return stream.getvalue()
 
     def extend(self, rows: NDArray[Any]) -> None:
         """Adds rows of the array's shape."""
         data = np.ascontiguousarray(rows, self._dtype)
         assert data.shape[1:] == self._shape
-        self._file.write(data.data if data.size else b"")
-        self._rows += len(data)
-
-    def close(self) -> None:
-        """What is behind the last whole row is cut off."""
-        size = self._rows * int(np.prod(self._shape)) * self._dtype.itemsize
-        try:
-            self._file.flush()
-        finally:
-            self._file.truncate(self._begin + size)
-            self._file.seek(0)
-            self._write_header()
-            assert self._file.tell() == self._begin
-            self._file.close()
+        self._add(data)
 
 
-class _GrowingPly:
+class _GrowingPly(_GrowingFile):
     """A binary PLY to which points are added; beside place and colour they bear their frame and object (0: none)."""
 
     def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
-        self._count = 0
-        self._file.write(self._header())
+        super().__init__(path, _PLY_VERTEX.itemsize)
 
-    def _header(self) -> bytes:
-        """Of one length for any number of points, by a comment that fills it."""
-        lines = ["ply", "format binary_little_endian 1.0", f"element vertex {self._count}"]
+    def _header(self, records: int) -> bytes:
+        lines = ["ply", "format binary_little_endian 1.0", f"element vertex {records}"]
         lines += [f"property float {name}" for name in "xyz"]
         lines += [f"property uchar {name}" for name in ("red", "green", "blue")]
         lines += ["property int frame", "property int object"]
@@ -226,18 +255,7 @@ class _GrowingPly:
         """Adds points (N, 3) with colours (N, 3)."""
         rows = np.empty(len(points), _PLY_VERTEX)
         rows["xyz"], rows["rgb"], rows["frame"], rows["object"] = points, colors, frame, item
-        self._file.write(rows.tobytes())
-        self._count += len(rows)
-
-    def close(self) -> None:
-        """What is behind the last whole point is cut off."""
-        try:
-            self._file.flush()
-        finally:
-            self._file.truncate(_PLY_HEADER_BYTES + self._count * _PLY_VERTEX.itemsize)
-            self._file.seek(0)
-            self._file.write(self._header())
-            self._file.close()
+        self._add(rows)
 
 
 def describe_tracks(tracks: Sequence[dict[str, Any]], first_ns: int) -> list[str]:

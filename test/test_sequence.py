@@ -1,7 +1,11 @@
 """4D sequences: what is written is what was seen, with the camera where it was, however the run ends."""
 
+import errno
 import json
+import resource
 import sys
+import tracemalloc
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +15,20 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from scipy.spatial.transform import Rotation
 
 sys.path.append(str(Path(__file__).parent / "evaluation"))
-from test_replay import COUNT, HEIGHT, MS, PERIOD, START, WIDTH, K, in_order, make_samples
+from recordings_made import COUNT, HEIGHT, MS, PERIOD, START, WIDTH, K, in_order, make_samples
 
 from event_sam3d_ros.cli import main
 from event_sam3d_ros.errors import InputError, RecordingError
 from event_sam3d_ros.evaluation.poses import read_tum
+from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstruction import Reconstruction
 from event_sam3d_ros.recordings.bag_messages import typestore
 from event_sam3d_ros.recordings.files import open_recording, open_rosbag2, write_rosbag2
 from event_sam3d_ros.recordings.samples import Frame
 from event_sam3d_ros.sequence import FIELDS, load_sequence
 from event_sam3d_ros.sequence_maker import make_sequence
-from event_sam3d_ros.sequence_writer import unproject
+from event_sam3d_ros.sequence_writer import SequenceWriter, unproject
+from event_sam3d_ros.tracking import TrackedFrame
 
 EGOMONO4D = {"xyzs": 4, "rgbs": 4, "depths": 3, "intrinsics": 3, "extrinsics": 3}  # fields and their axes
 
@@ -264,6 +270,49 @@ def test_what_was_done_before_the_end_stays(bag, tmp_path, error):
         make_sequence(open_recording(bag), Ending(), tmp_path / "out")
     sequence = load_sequence(tmp_path / "out")
     assert len(sequence) == 3 and all(len(frame.objects) == 1 for frame in sequence)
+
+
+@contextmanager
+def no_file_larger_than(limit):
+    """A disk that is full, as far as one can be had without a disk of one's own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(("limit", "frames"), [(20_000, 2), (55_000, COUNT)])  # at the third frame; at the archive
+def test_a_full_disk_leaves_whole_arrays_and_one_sentence(bag, tmp_path, limit, frames):
+    made(bag, tmp_path / "before")  # what is compiled and cached on the way needs place too
+    out = tmp_path / "out"
+    with pytest.raises(OSError, match=f"{frames} frames are kept there") as caught, no_file_larger_than(limit):
+        made(bag, out)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(out / "arrays"))
+    assert not (out / "sequence.npz").exists()
+    kept = {file.stem: np.load(file) for file in (out / "arrays").iterdir() if file.stem != "info"}
+    assert set(kept) == set(FIELDS)
+    assert {name: len(kept[name]) for name in FIELDS} == {
+        name: frames + (name == "object_offsets") if name not in ("object_points", "object_colors") else 3 * frames
+        for name in FIELDS
+    }
+    np.testing.assert_array_equal(kept["xyzs"], load_sequence(tmp_path / "before").arrays["xyzs"][:frames])
+
+
+def test_memory_does_not_grow_with_the_number_of_frames(tmp_path):
+    mask = np.ones((60, 80), np.uint8)
+    image = np.zeros((60, 80, 3), np.uint8)
+    peaks = []
+    for count in (10, 100):
+        tracemalloc.start()
+        with SequenceWriter(tmp_path / str(count), {}) as writer:
+            for number in range(count):
+                observation = Observation(image, mask, None, K, np.ones((60, 80), np.float32), number)
+                writer.add(observation, TrackedFrame([], (), (), ()), None)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] + 20_000  # a frame is 100 kB
 
 
 def test_a_folder_with_something_in_it_is_left_alone(bag, tmp_path):
