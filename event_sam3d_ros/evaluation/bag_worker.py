@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from event_sam3d_ros.evaluation.bag_log import (
     read_rows,
     reconstruction_of_row,
 )
+from event_sam3d_ros.evaluation.bag_mcap import McapOutputs
 from event_sam3d_ros.evaluation.bag_pictures import draw_frame, write_picture
 from event_sam3d_ros.evaluation.bag_truth import Truth, read_bag_truth
 from event_sam3d_ros.evaluation.consistency import Previous, agreement, edge_contrast, overlap
@@ -120,7 +122,7 @@ class _BagEvaluation:
             recording, _ = open_input(job.path, job.topics, job.modes)
             truth = read_bag_truth(job.path, job.truth)
             settings = WindowSettings(length_ns=round(next(iter(self._models.values())).info["window_ms"] * 1e6))
-            with _outputs(job, recording) as outputs:
+            with _outputs(job, self._models) as outputs:
                 # Models may need different numbers of events: `mode_observation` knows them.
                 replay = Replay(recording, 0, self._report, outputs.input if outputs else None, settings)
                 self._run(log, replay, recording, truth, outputs, progress)
@@ -131,7 +133,7 @@ class _BagEvaluation:
         replay: Replay,
         recording: Recording,
         truth: Truth,
-        outputs: Any,
+        outputs: McapOutputs | None,
         progress: Callable[[float], None],
     ) -> None:
         earlier, usable, with_truth = log.earlier(), 0, 0
@@ -175,7 +177,7 @@ class _BagEvaluation:
 
     # One frame
 
-    def _row(self, number: int, frame: ReplayedFrame, truth: Truth, outputs: Any) -> Row:
+    def _row(self, number: int, frame: ReplayedFrame, truth: Truth, outputs: McapOutputs | None) -> Row:
         camera_pose = truth.camera.at(frame.stamp_ns) if truth.camera else frame.camera_pose
         row: Row = {"frame": number, "stamp_ns": frame.stamp_ns, "event_count": frame.event_count}
         row |= {"camera_pose": pose_row(camera_pose), "truth": False, "results": [], "reports": {}}
@@ -392,12 +394,12 @@ def _span(seen: Any) -> str:
     return f"from {seen.first_ns / 1e9:.3f} s to {seen.last_ns / 1e9:.3f} s"
 
 
-def _outputs(job: BagJob, recording: Recording) -> Any:
+def _outputs(job: BagJob, models: Mapping[str, Reconstructor]) -> AbstractContextManager[McapOutputs | None]:
     """The MCAP of this recording, if one is wanted."""
     if not job.save_mcap:
-        from contextlib import nullcontext
-
         return nullcontext()
-    from event_sam3d_ros.evaluation.bag_mcap import McapOutputs
-
-    return McapOutputs(job.out / "mcap" / job.name, recording, job.modes)
+    names = {
+        label: ".".join(str(model.info[key]) for key in ("name", "tag") if key in model.info)
+        for label, model in models.items()
+    }
+    return McapOutputs(job.out / "mcap" / job.name, names, job.modes)

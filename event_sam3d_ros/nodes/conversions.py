@@ -6,18 +6,16 @@ orders of magnitude faster than assigning a numpy array to ``msg.data``.
 
 from __future__ import annotations
 
-import array
 import importlib
-import sys
 
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
-from std_msgs.msg import Header
 
 from event_sam3d_ros.errors import InputError, excerpt
+from event_sam3d_ros.nodes.outputs import MESSAGES
 from event_sam3d_ros.pixels import ENCODINGS, depth_from_pixels, pixels_from_bytes, rgb_from_pixels
 
 _POINT_TYPES = {
@@ -127,45 +125,8 @@ def depth_from_message(message: Image) -> NDArray[np.float32]:
     )
 
 
-def image_message(pixels: NDArray, encoding: str, header: Header) -> Image:
-    """Image message of [H,W] or [H,W,3] pixels whose dtype is the encoding's."""
-    pixels = np.ascontiguousarray(pixels)
-    message = Image(header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding)
-    message.step = pixels.strides[0]
-    message.is_bigendian = int(sys.byteorder == "big")
-    message.data = _byte_array(pixels)
-    return message
-
-
-def _byte_array(values: NDArray) -> array.array:
-    data = array.array("B")
-    data.frombytes(values.view(np.uint8).reshape(-1).data)
-    return data
-
-
-def points_message(points: NDArray, colors: NDArray, header: Header, object_ids: NDArray | None = None) -> PointCloud2:
-    """PointCloud2 of points [N,3] float32 in metres and colors [N,3] uint8 RGB, unordered and dense.
-
-    Fields x y z (float32), rgb (float32 whose bytes are 0x00RRGGBB) and, if given, object_id (uint32).
-    """
-    names = ["x", "y", "z", "rgb"] + ([] if object_ids is None else ["object_id"])
-    kinds = ["<f4", "<f4", "<f4", "<u4"] + ([] if object_ids is None else ["<u4"])
-    cloud = np.empty(len(points), np.dtype(list(zip(names, kinds, strict=True))))
-    for axis, name in enumerate("xyz"):
-        cloud[name] = points[:, axis]
-    red, green, blue = np.asarray(colors, np.uint32).reshape(-1, 3).T
-    cloud["rgb"] = red << 16 | green << 8 | blue
-    if object_ids is not None:
-        cloud["object_id"] = object_ids
-    types = [PointField.FLOAT32] * 4 + [PointField.UINT32]
-    fields = [
-        PointField(name=name, offset=4 * index, datatype=types[index], count=1) for index, name in enumerate(names)
-    ]
-    message = PointCloud2(header=header, height=1, width=len(cloud), fields=fields, is_bigendian=False, is_dense=True)
-    message.point_step = cloud.dtype.itemsize
-    message.row_step = cloud.nbytes
-    message.data = _byte_array(cloud)
-    return message
+image_message = MESSAGES.image_message
+points_message = MESSAGES.points_message
 
 
 def points_to_numpy(message: PointCloud2, names: tuple[str, ...] = ("x", "y", "z")) -> NDArray:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.rosbag2.storage_mcap import McapWriter
+from rosbags.typesys.store import Typestore
 
 from event_sam3d_ros.errors import RecordingError, RecordingWarning
 from event_sam3d_ros.events.codecs import encode_event_packet_cdr, make_encoder
@@ -56,12 +57,7 @@ def write_rosbag2(
     Events become EventPackets of encoding evt3, or of libcaer where evt3 can't tell their times or pixels; mcap chunks
     are compressed by zstd. A folder that exists is refused (RecordingError); on any error nothing is left behind.
     """
-    if path.exists():
-        raise RecordingError(f"{path} exists already: remove it or choose another name", reason="output_exists")
-    plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
-    writer = _Writer(path, version=9, storage_plugin=plugin)
-    if plugin == StoragePlugin.MCAP:
-        writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+    writer = open_writer(path, storage)
     try:
         with writer:
             encode = SampleEncoder()
@@ -70,19 +66,31 @@ def write_rosbag2(
             for sample in samples:
                 for topic, kind, receive_ns, cdr in encode(sample):
                     if topic not in connections:
-                        qos = _qos(QosReliability.BEST_EFFORT, _EVENT_DEPTH) if kind in EVENT_TYPES else None
-                        connections[topic] = writer.add_connection(
-                            topic,
-                            kind,
-                            typestore=typestore(),
-                            offered_qos_profiles=[qos or _qos(QosReliability.RELIABLE, _IMAGE_DEPTH)],
-                        )
+                        connections[topic] = add_topic(writer, topic, kind, typestore())
                     writer.write(connections[topic], receive_ns, cdr)
                     count += 1
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
     return count
+
+
+def open_writer(path: Path, storage: Literal["mcap", "sqlite3"] = "mcap") -> Writer:
+    """A rosbag2 to write, a context manager. RecordingError for a folder that exists."""
+    if path.exists():
+        raise RecordingError(f"{path} exists already: remove it or choose another name", reason="output_exists")
+    plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
+    writer = _Writer(path, version=9, storage_plugin=plugin)
+    if plugin == StoragePlugin.MCAP:
+        writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+    return writer
+
+
+def add_topic(writer: Writer, topic: str, kind: str, store: Typestore) -> Any:
+    """A connection of a writer, with the QoS that the topics of its type have live."""
+    is_events = kind in EVENT_TYPES
+    qos = _qos(QosReliability.BEST_EFFORT, _EVENT_DEPTH) if is_events else _qos(QosReliability.RELIABLE, _IMAGE_DEPTH)
+    return writer.add_connection(topic, kind, typestore=store, offered_qos_profiles=[qos])
 
 
 class _McapWriter(McapWriter):

@@ -28,6 +28,7 @@ from recordings_made import COUNT, MS, PERIOD, START, in_order, make_samples
 from event_sam3d_ros.cli import main
 from event_sam3d_ros.evaluation.bag_log import FrameLog, read_rows
 from event_sam3d_ros.recordings.bag_messages import COMPRESSED_IMAGE_TYPE, typestore
+from event_sam3d_ros.recordings.bag_outputs import output_typestore
 from event_sam3d_ros.recordings.files import EventChunk, Frame, Pose, Sample, write_rosbag2
 from event_sam3d_ros.synthetic.surface import surface_mesh, write_mesh
 
@@ -342,3 +343,33 @@ def test_frames_without_a_mask_are_rows_with_their_reason(tmp_path: Path, run: R
     rows = rows_of(tmp_path / "out")
     assert [row["reason"] for row in rows] == ["", "", "missing_mask", "", "", ""]
     assert rows[2]["x"] == ""
+
+
+def test_an_mcap_with_inputs_and_outputs_reads_back(bag: Path, tmp_path: Path, run: Run) -> None:
+    from rosbags.rosbag2 import Reader
+
+    out = tmp_path / "out"
+    assert run(bag, "--out", out, "--modes", "rgb", "fused", "--save-mcap") == (0, "")
+    with Reader(out / "mcap" / "bag") as reader, Reader(bag) as original:
+        counts = {c.topic: c.msgcount for c in reader.connections}
+        assert {c.topic: c.msgcount for c in original.connections}.items() <= counts.items()
+        names = ("objects", "points", "markers", "debug_image")
+        ours = {f"{prefix}/reconstruction_node/{name}" for prefix in ("", "/nano/rgb") for name in names}
+        ours |= {"/tf", "/event_image_node/event_image", "/event_image_node/event_window"}
+        assert {topic: counts[topic] for topic in ours} == dict.fromkeys(ours, COUNT)
+        assert all(c.msgdef.data for c in reader.connections)
+        fused = [row for row in rows_of(out) if row["mode"] == "fused"]
+        objects = [
+            output_typestore().deserialize_cdr(raw, connection.msgtype)
+            for connection, _, raw in reader.messages()
+            if connection.topic == "/reconstruction_node/objects"
+        ]
+    for row, message in zip(fused, objects, strict=True):
+        (one,) = message.objects
+        assert message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec == int(row["stamp_ns"])
+        assert one.pose.position.x == pytest.approx(float(row["x"]), rel=1e-8)
+        assert (one.id, one.label, message.event_count) == (int(row["id"]), row["label"], int(row["event_count"]))
+    # It is a recording itself.
+    again = ("--modes", "rgb", "fused")
+    assert run(out / "mcap" / "bag", "--out", tmp_path / "again", *again) == (0, "")
+    assert rows_of(tmp_path / "again") == rows_of(out)
