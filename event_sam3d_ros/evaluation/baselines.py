@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from event_sam3d_ros.errors import InputError
-from event_sam3d_ros.evaluation.metrics import shape_metrics, silhouette
+from event_sam3d_ros.evaluation.metrics import align, silhouette
 from event_sam3d_ros.evaluation.solids import Floats, Solid
 from event_sam3d_ros.sam3d.layout import object_rotation
 
@@ -58,13 +58,13 @@ class Baselines:
 
         def mean_shape_iou(level: float) -> float:
             fitted = cls(mean > level, up, 1.0)
-            return float(np.mean([shape_metrics(fitted.mean_shape(v.mask, v.K), v.truth)["iou"] for v in chosen]))
+            return float(np.mean([align(fitted.mean_shape(v.mask, v.K), v.truth)[0] for v in chosen]))
 
         mean_occupancy = mean > max(LEVELS[LEVELS < mean.max()], key=mean_shape_iou)
 
         def inflated_iou(factor: float) -> float:
             fitted = cls(mean_occupancy, up, factor)
-            return float(np.mean([shape_metrics(fitted.inflated(v.mask, v.K), v.truth)["iou"] for v in chosen]))
+            return float(np.mean([align(fitted.inflated(v.mask, v.K), v.truth)[0] for v in chosen]))
 
         return cls(mean_occupancy, up, max(DEPTH_FACTORS, key=inflated_iou))
 
