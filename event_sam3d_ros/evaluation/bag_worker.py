@@ -323,10 +323,15 @@ class _BagEvaluation:
     def _check(self, replay: Replay, truth: Truth, usable: int, with_truth: int) -> None:
         """RecordingError where nothing came out, or where a truth was of no use."""
         path, seen = self._job.path, replay.seen
-        for kind in ("image", "mask", "camera_info") + (("events",) if set(self._job.modes) - {"rgb"} else ()):
-            if not seen[kind].count:
-                why = next((f": {s}" for r, s in self._sentences.items() if r.startswith(("bad_", "unsupp"))), "")
-                raise RecordingError(f"{path}: no {kind} in it could be read{why}", reason="missing_topic")
+        kinds = ["image", "mask", "camera_info"] + (["events"] if set(self._job.modes) - {"rgb"} else [])
+        missing = [kind for kind in kinds if not seen[kind].count]
+        if missing:
+            why = next((f": {s}" for r, s in self._sentences.items() if r.startswith(("bad_", "unsupp"))), "")
+            raise RecordingError(
+                f"{path} has no {' and no '.join(missing)} that can be read{why}. Needed are frames, label masks with "
+                "their stamps, a calibration, and for the modes events and fused events",
+                reason="missing_topic",
+            )
         image, events = seen["image"], seen["events"]
         if events.count and (events.first_ns > image.last_ns or events.last_ns < image.first_ns):
             raise RecordingError(
