@@ -138,7 +138,7 @@ class OutputMessages:
         marker.text = f"{frame_of(reconstruction)}: {reconstruction.score:.2f}{scale}"
         return marker
 
-    def _vector(self, values: Sequence[float]) -> Any:
+    def _vector(self, values: Any) -> Any:
         return self._types.Vector3(x=float(values[0]), y=float(values[1]), z=float(values[2]))
 
     def _quaternion(self, reconstruction: Reconstruction) -> Any:

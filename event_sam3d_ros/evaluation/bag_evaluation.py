@@ -26,10 +26,12 @@ from event_sam3d_ros.errors import ConfigurationError, EventSam3dError, Recordin
 from event_sam3d_ros.evaluation.bag_inputs import MODES, open_input
 from event_sam3d_ros.evaluation.bag_results import Results, summary_of, write_csv, write_json, write_text
 from event_sam3d_ros.evaluation.bag_worker import BagJob, BagOutcome, evaluate_bag
+from event_sam3d_ros.evaluation.report import report_html
 from event_sam3d_ros.reconstructor import Reconstructor, find_weights
 
 CONFIGURATION = "configuration.json"
 _POLL_S = 0.2
+_KEPT = "what was done is kept: make room or give access, then run the same command again"
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,33 @@ def evaluate_bags(
     for outcome in outcomes.values():
         for sentence in outcome.warnings:
             warn(sentence)
+    try:
+        summary = _write(options, jobs, outcomes, configuration, files, models, time.monotonic() - begin)
+    except OSError as error:
+        raise OSError(f"{error.filename or options.out}: {error.strerror or error}\n{_KEPT}") from error
+    _raise_failures(list(outcomes.values()))
+    return summary
+
+
+def _write(
+    options: EvaluationOptions,
+    jobs: Sequence[BagJob],
+    outcomes: Mapping[str, BagOutcome],
+    configuration: Mapping[str, Any],
+    files: Mapping[str, Path],
+    models: Mapping[str, Reconstructor],
+    wall_s: float,
+) -> dict[str, Any]:
+    """All that people read; the content of summary.json."""
     results = Results([(model, mode) for model in files for mode in options.modes])
     write_csv(options.out / "results.csv", lambda write: results.read(outcomes, jobs, write))
-    summary = summary_of(
-        results, configuration, {label: dict(sorted(model.info.items())) for label, model in models.items()}
-    )
+    infos = {label: dict(sorted(model.info.items())) for label, model in models.items()}
+    summary = summary_of(results, configuration, infos)
     write_json(options.out / "summary.json", summary)
-    run = {"wall_s": round(time.monotonic() - begin, 3), "workers": options.workers, "cpus": os.cpu_count()}
+    run = {"wall_s": round(wall_s, 3), "workers": options.workers, "cpus": os.cpu_count()}
     timings = results.timing_summary() | {"latest_run": run}
     write_json(options.out / "timings.json", timings)
-    from event_sam3d_ros.evaluation.report import report_html
-
     write_text(options.out / "report.html", report_html(results, summary, timings, files, options.out))
-    _raise_failures(list(outcomes.values()))
     return summary
 
 
@@ -328,5 +344,5 @@ def _raise_failures(outcomes: Sequence[BagOutcome]) -> None:
     if rest := len(outcomes) - len(failed):
         text += f"\n{rest} other recording{'s' * (rest > 1)} done"
     if any(outcome.reason == "os_error" for outcome in failed):
-        raise OSError(f"{text}\nwhat was done is kept: make room or give access, then run the same command again")
+        raise OSError(f"{text}\n{_KEPT}")
     raise BagsFailed(text, reason=failed[0].reason)

@@ -13,6 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -84,6 +85,20 @@ class FrameLog:
                 line = line[self._file.write(line) or 0 :]
         except OSError as error:
             raise OSError(error.errno, os.strerror(error.errno or 0), str(self._path)) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write in place of ``path``, which it becomes at the end of the block; nothing is left of it after an
+    error. OSError, which names ``path``, if there is no room."""
+    partial = path.with_suffix(".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from event_sam3d_ros.evaluation.bag_log import whole_file
 from event_sam3d_ros.evaluation.metrics import silhouette
 from event_sam3d_ros.evaluation.replay import ReplayedFrame
 from event_sam3d_ros.evaluation.solids import Floats, Solid
@@ -60,9 +60,8 @@ def write_picture(path: Path, picture: Picture) -> None:
     """JPEG of an RGB picture; it appears when it is whole. OSError if there is no room."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data.tobytes())
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_bytes(data.tobytes())
 
 
 def _window(whole: Observation, true: Sequence[NDArray[np.bool_]]) -> tuple[float, float, float]:

@@ -6,7 +6,6 @@ import csv
 import heapq
 import json
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from event_sam3d_ros.evaluation.bag_log import Row, read_rows
+from event_sam3d_ros.evaluation.bag_log import Row, read_rows, whole_file
 from event_sam3d_ros.evaluation.bag_worker import KEPT_PICTURES, BagJob, BagOutcome, Setup, main_value
 
 TRUTH_METRICS = (
@@ -254,19 +253,16 @@ def _digits(value: float) -> str:
 
 def write_csv(path: Path, fill: Callable[[Callable[[list[Any]], Any]], None]) -> None:
     """results.csv; ``fill`` gets the function that writes a line. The file appears when it is whole."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         fill(writer.writerow)
-    os.replace(partial, path)
 
 
 def write_text(path: Path, text: str) -> None:
     """A file that appears when it is whole."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

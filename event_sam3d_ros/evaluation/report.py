@@ -50,7 +50,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:#202124;max-width:1000px;margin:24
 h1{font-size:26px}h2{font-size:20px;margin-top:36px;border-bottom:1px solid #dadce0}h3{font-size:16px}
 table{border-collapse:collapse;margin:10px 0;font-variant-numeric:tabular-nums}
 td,th{padding:3px 10px;border-bottom:1px solid #e8eaed;text-align:right;white-space:nowrap}
-th{background:#f1f3f4}td:first-child,th:first-child,td.text{text-align:left}td.text{white-space:normal}
+th{background:#f1f3f4}td:first-child,th:first-child,td.text,th.text{text-align:left}td.text{white-space:normal}
 .wide{overflow-x:auto}svg{width:100%;max-width:800px;font-size:11px;fill:#5f6368}.grid{stroke:#e8eaed}
 .legend span{margin-right:18px}
 .legend i{display:inline-block;width:12px;height:12px;margin-right:5px;vertical-align:-1px}
@@ -241,11 +241,10 @@ def _json(content: Any) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    text = [" class=text" * (place in text_columns) for place in range(len(head))]
+    header = "".join(f"<th{kind}>{escape(cell)}</th>" for kind, cell in zip(text, head, strict=True))
     body = "".join(
-        "<tr>"
-        + "".join(f"<td{' class=text' * (place in text_columns)}>{escape(cell)}</td>" for place, cell in enumerate(row))
-        + "</tr>"
+        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(text, row, strict=True)) + "</tr>"
         for row in rows
     )
     return f"<table><tr>{header}</tr>{body}</table>"

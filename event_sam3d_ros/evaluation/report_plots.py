@@ -92,8 +92,8 @@ def _ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** np.floor(np.log10(raw))
     step = float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw))
     first = np.ceil(low / step)
-    return [float(number * step) for number in np.arange(first, np.floor(high / step) + 1)]
+    return [float(round(number * step, 12)) for number in np.arange(first, np.floor(high / step) + 1)]
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.2e}"
+    return f"{value + 0.0:.6g}"  # no minus before a zero
