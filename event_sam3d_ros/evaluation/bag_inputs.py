@@ -63,6 +63,8 @@ def open_input(path: Path, given: Mapping[str, str], modes: Sequence[str]) -> tu
             f"{path} has no topic for {wanted}; it has {present}. Name it with --topics {missing[0]}=/NAME",
             reason="missing_topic",
         )
+    for kind in _needed(modes):
+        _check_type(recording, kind, getattr(recording.topics, kind))
     return recording, {kind: _described(recording, kind) for kind in KINDS}
 
 
@@ -87,14 +89,17 @@ def _find(recording: Rosbag2Recording, given: Mapping[str, str]) -> Topics:
                 f"{recording.path} has no topic {topic}; it has {', '.join(sorted(recording.types)) or 'none'}",
                 reason="missing_topic",
             )
-        if recording.types[topic] not in KINDS[kind]:
-            raise RecordingError(
-                f"{recording.path}: {topic} is a {recording.types[topic]}; for {kind} give one of "
-                f"{', '.join(KINDS[kind])}",
-                reason="unsupported_type",
-            )
+        _check_type(recording, kind, topic)
         topics = replace(topics, **{kind: topic})
     return topics
+
+
+def _check_type(recording: Rosbag2Recording, kind: str, topic: str) -> None:
+    if recording.types[topic] not in KINDS[kind]:
+        raise RecordingError(
+            f"{recording.path}: {topic} is a {recording.types[topic]}; for {kind} give one of {', '.join(KINDS[kind])}",
+            reason="unsupported_type",
+        )
 
 
 def _described(recording: Rosbag2Recording, kind: str) -> str:

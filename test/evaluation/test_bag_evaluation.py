@@ -373,3 +373,18 @@ def test_an_mcap_with_inputs_and_outputs_reads_back(bag: Path, tmp_path: Path, r
     again = ("--modes", "rgb", "fused")
     assert run(out / "mcap" / "bag", "--out", tmp_path / "again", *again) == (0, "")
     assert rows_of(tmp_path / "again") == rows_of(out)
+
+
+def test_a_topic_of_an_unknown_type_is_told_before_any_work(tmp_path: Path, run: Run, bag: Path) -> None:
+    from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+
+    path, text = tmp_path / "odd", "std_msgs/msg/String"
+    with Reader(bag) as reader, Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for connection in reader.connections:
+            kind = text if connection.topic == "/camera/mask" else connection.msgtype
+            added = writer.add_connection(connection.topic, kind, typestore=typestore())
+            for _, stamp, raw in reader.messages([connection]):
+                writer.write(added, stamp, raw)
+    code, said = run(path, "--out", tmp_path / "out")
+    assert code == 2 and "/camera/mask is a std_msgs/msg/String; for mask give one of" in said
+    assert not (tmp_path / "out").exists()
