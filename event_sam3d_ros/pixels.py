@@ -1,4 +1,4 @@
-"""From the bytes of an image message to arrays: what nodes and recordings share. Encodings are those of ROS."""
+"""From the bytes of images and point clouds to arrays: what nodes and recordings share. Encodings are those of ROS."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ ENCODINGS: dict[str, tuple[str, int]] = {
     "16UC1": ("u2", 1),
     "32FC1": ("f4", 1),
 }
+# By the constants of sensor_msgs/PointField: INT8 is 1, FLOAT64 is 8.
+_POINT_TYPES = dict(enumerate(("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"), 1))
 
 
 def pixels_from_bytes(encoding: str, height: int, width: int, step: int, is_bigendian: bool, data: Any) -> NDArray:
@@ -66,3 +68,45 @@ def depth_from_pixels(pixels: NDArray) -> NDArray[np.float32]:
         f"depth is {pixels.dtype} {list(pixels.shape)}: send 32FC1 in metres or 16UC1 in millimetres",
         reason="bad_encoding",
     )
+
+
+def points_to_numpy(message: Any, names: tuple[str, ...] = ("x", "y", "z")) -> NDArray:
+    """The named fields of a PointCloud2 as a structured array [height * width].
+
+    Raises InputError ``bad_points`` where a field is missing or the data are too short.
+    """
+    known = {field.name: field for field in message.fields}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise InputError(
+            f"the point cloud has the fields {', '.join(known) or 'none'}, but not {', '.join(missing)}",
+            reason="bad_points",
+        )
+    unknown = [name for name in names if known[name].datatype not in _POINT_TYPES]
+    if unknown:
+        raise InputError(
+            f"the point cloud's field {unknown[0]} has an unknown datatype: {known[unknown[0]].datatype}",
+            reason="bad_points",
+        )
+    order = ">" if message.is_bigendian else "<"
+    dtype = np.dtype(
+        {
+            "names": list(names),
+            "formats": [order + _POINT_TYPES[known[name].datatype] for name in names],
+            "offsets": [known[name].offset for name in names],
+            "itemsize": message.point_step,
+        }
+    )
+    if len(message.data) < message.row_step * message.height or message.row_step < message.point_step * message.width:
+        raise InputError("the point cloud carries fewer bytes than its size says", reason="bad_points")
+    if message.height == 0 or message.width == 0:
+        return np.empty(0, dtype)
+    rows = np.frombuffer(message.data, np.uint8, message.row_step * message.height).reshape(message.height, -1)
+    points = np.ascontiguousarray(rows[:, : message.point_step * message.width])
+    return points.reshape(-1).view(dtype)
+
+
+def xyz_from_message(message: Any) -> NDArray[np.float32]:
+    """Points [N,3] float32 of a PointCloud2, in its order."""
+    points = points_to_numpy(message)
+    return np.stack([points[name].astype(np.float32) for name in "xyz"], axis=1)

@@ -12,6 +12,7 @@ from event_sam3d_ros.recordings.bag_messages import (
     COMPRESSED_IMAGE_TYPE,
     EVENT_TYPES,
     IMAGE_TYPE,
+    POINTS_TYPE,
     POSE_TYPE,
 )
 from event_sam3d_ros.recordings.files import Recording, Rosbag2Recording, Topics, open_recording
@@ -23,7 +24,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "image": _PICTURES,
     "camera_info": (CAMERA_INFO_TYPE,),
     "mask": _PICTURES,
-    "depth": _PICTURES,
+    "depth": (*_PICTURES, POINTS_TYPE),
     "pose": (POSE_TYPE,),
 }
 # Parts of a topic's last words by which it is found where the default name is not there.

@@ -31,9 +31,12 @@ from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
 from event_sam3d_ros.recordings.bag_messages import (
     EVENT_PACKET_TYPES,
+    POINTS_TYPE,
+    Points,
     RawMessage,
     decode_calibration,
     decode_frame,
+    decode_points,
     decode_pose,
 )
 from event_sam3d_ros.recordings.files import Calibration, Frame, Recording, Rosbag2Recording, Topics
@@ -188,6 +191,10 @@ class Replay:
                 pose = decode_pose(message)
                 self.seen[kind].add(pose.stamp_ns)
                 self._poses.append(CameraPose(pose.stamp_ns, pose.position, pose.orientation))
+            elif kind == "depth" and message.type == POINTS_TYPE:
+                points = decode_points(message)
+                self.seen[kind].add(points.stamp_ns)
+                return self._pairing.add(kind, points.stamp_ns, points, self._now_s)
             elif kind is not None:
                 return self._take_frame(decode_frame(message, cast(Role, kind)))
         except EventSam3dError as error:
@@ -227,7 +234,9 @@ class Replay:
             elif self._camera is None:
                 raise InputError("a frame came before any usable CameraInfo: it has no result", reason="no_camera_info")
             else:
-                observation = build_observation(_arrays(frame, image), self._camera, self._min_events, self._report)
+                observation = build_observation(
+                    self._arrays(frame, image), self._camera, self._min_events, self._report
+                )
         except InputError as error:
             reason = error.reason
             self._report(error.reason, str(error))
@@ -244,18 +253,27 @@ class Replay:
             reason=reason,
         )
 
-
-def _arrays(frame: FramePieces, image: NDArray[np.uint8]) -> FrameArrays:
-    pieces: dict[str, Any] = frame.messages
-    window, depth = pieces.get("event_image"), pieces.get("depth")
-    return FrameArrays(
-        stamp_ns=frame.stamp_ns,
-        mask=pieces["mask"].data,
-        image=image,
-        event_image=None if window is None else window.image,
-        event_count=0 if window is None else window.event_count,
-        depth=None if depth is None else depth_from_pixels(depth.data),
-    )
+    def _arrays(self, frame: FramePieces, image: NDArray[np.uint8]) -> FrameArrays:
+        pieces: dict[str, Any] = frame.messages
+        window, depth = pieces.get("event_image"), pieces.get("depth")
+        points: Points | None = None
+        if isinstance(depth, Points):
+            depth, points = None, depth
+            frame_id = pieces["image"].frame_id
+            if frame_id and points.frame_id and points.frame_id != frame_id:
+                self._report(
+                    "frame_mismatch", f"depth has the frame_id {points.frame_id}, the image {frame_id}: not used"
+                )
+                points = None
+        return FrameArrays(
+            stamp_ns=frame.stamp_ns,
+            mask=pieces["mask"].data,
+            image=image,
+            event_image=None if window is None else window.image,
+            event_count=0 if window is None else window.event_count,
+            depth=None if depth is None else depth_from_pixels(depth.data),
+            points=None if points is None else points.points,
+        )
 
 
 def _camera(calibration: Calibration, before: CameraModel | None) -> CameraModel:

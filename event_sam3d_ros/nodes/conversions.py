@@ -12,22 +12,13 @@ import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
-from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs.msg import CompressedImage, Image
 
 from event_sam3d_ros.errors import InputError, excerpt
 from event_sam3d_ros.nodes.outputs import MESSAGES
 from event_sam3d_ros.pixels import ENCODINGS, depth_from_pixels, pixels_from_bytes, rgb_from_pixels
-
-_POINT_TYPES = {
-    PointField.INT8: "i1",
-    PointField.UINT8: "u1",
-    PointField.INT16: "i2",
-    PointField.UINT16: "u2",
-    PointField.INT32: "i4",
-    PointField.UINT32: "u4",
-    PointField.FLOAT32: "f4",
-    PointField.FLOAT64: "f8",
-}
+from event_sam3d_ros.pixels import points_to_numpy as points_to_numpy
+from event_sam3d_ros.pixels import xyz_from_message as xyz_from_message
 
 
 def stamp_to_ns(stamp: Time) -> int:
@@ -127,45 +118,3 @@ def depth_from_message(message: Image) -> NDArray[np.float32]:
 
 image_message = MESSAGES.image_message
 points_message = MESSAGES.points_message
-
-
-def points_to_numpy(message: PointCloud2, names: tuple[str, ...] = ("x", "y", "z")) -> NDArray:
-    """The named fields of a PointCloud2 as a structured array [height * width].
-
-    Raises InputError ``bad_points`` where a field is missing or the data are too short.
-    """
-    known = {field.name: field for field in message.fields}
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise InputError(
-            f"the point cloud has the fields {', '.join(known) or 'none'}, but not {', '.join(missing)}",
-            reason="bad_points",
-        )
-    unknown = [name for name in names if known[name].datatype not in _POINT_TYPES]
-    if unknown:
-        raise InputError(
-            f"the point cloud's field {unknown[0]} has an unknown datatype: {known[unknown[0]].datatype}",
-            reason="bad_points",
-        )
-    order = ">" if message.is_bigendian else "<"
-    dtype = np.dtype(
-        {
-            "names": list(names),
-            "formats": [order + _POINT_TYPES[known[name].datatype] for name in names],
-            "offsets": [known[name].offset for name in names],
-            "itemsize": message.point_step,
-        }
-    )
-    if len(message.data) < message.row_step * message.height or message.row_step < message.point_step * message.width:
-        raise InputError("the point cloud carries fewer bytes than its size says", reason="bad_points")
-    if message.height == 0 or message.width == 0:
-        return np.empty(0, dtype)
-    rows = np.frombuffer(message.data, np.uint8, message.row_step * message.height).reshape(message.height, -1)
-    points = np.ascontiguousarray(rows[:, : message.point_step * message.width])
-    return points.reshape(-1).view(dtype)
-
-
-def xyz_from_message(message: PointCloud2) -> NDArray[np.float32]:
-    """Points [N,3] float32 of a PointCloud2, in its order."""
-    points = points_to_numpy(message)
-    return np.stack([points[name].astype(np.float32) for name in "xyz"], axis=1)

@@ -16,7 +16,7 @@ from rosbags.typesys.store import Typestore
 from event_sam3d_ros.errors import InputError, RecordingError, excerpt
 from event_sam3d_ros.events.codecs import ARRAY_TYPES as DVS_TYPES
 from event_sam3d_ros.events.codecs import PACKET_TYPES as EVENT_PACKET_TYPES
-from event_sam3d_ros.pixels import pixels_from_bytes
+from event_sam3d_ros.pixels import pixels_from_bytes, xyz_from_message
 from event_sam3d_ros.recordings.samples import Calibration, Frame, ImuChunk, Pose, Role
 
 DVS_TYPE = DVS_TYPES[0]
@@ -25,11 +25,12 @@ IMAGE_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 IMU_TYPE = "sensor_msgs/msg/Imu"
+POINTS_TYPE = "sensor_msgs/msg/PointCloud2"
 POSE_TYPE = "geometry_msgs/msg/PoseStamped"
 TRANSFORMS_TYPE = "tf2_msgs/msg/TFMessage"
 TF_TYPE = "tf2_msgs/msg/TFMessage"
 # Standard messages that samples are made of.
-STANDARD_TYPES = (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE, CAMERA_INFO_TYPE, IMU_TYPE, POSE_TYPE)
+STANDARD_TYPES = (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE, CAMERA_INFO_TYPE, IMU_TYPE, POSE_TYPE, POINTS_TYPE)
 
 # Field for field the message of event_camera_msgs: with it rosbags computes the same type hash as ROS 2 does.
 _EVENT_PACKET_FIELDS = """std_msgs/Header header
@@ -110,6 +111,24 @@ def decode_imu(message: RawMessage) -> ImuChunk:
     stamp = _stamp(imu)
     vectors = [np.array([[v.x, v.y, v.z]]) for v in (imu.linear_acceleration, imu.angular_velocity)]
     return ImuChunk(stamp, message.receive_ns, imu.header.frame_id, np.array([stamp // 1000]), *vectors)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Depth as points: ``points`` (N, 3) float32 metres in the frame ``frame_id``."""
+
+    stamp_ns: int
+    frame_id: str
+    points: NDArray[np.float32]
+
+
+def decode_points(message: RawMessage) -> Points:
+    """PointCloud2 -> Points."""
+    cloud = _deserialize(message)
+    try:
+        return Points(_stamp(cloud), cloud.header.frame_id, xyz_from_message(cloud))
+    except InputError as error:
+        raise RecordingError(f"{where(message)}: {error}", reason=error.reason) from error
 
 
 def decode_pose(message: RawMessage) -> Pose:

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from recordings_made import COUNT, HEIGHT, MS, PERIOD, START, WIDTH, in_order, make_samples
+from recordings_made import COUNT, HEIGHT, MS, PERIOD, START, WIDTH, K, in_order, make_samples
 
 from event_sam3d_ros.evaluation.replay import DEPTH_TOLERANCE_NS, ReplayedFrame, replay_frames
 from event_sam3d_ros.events.buffer import EventBuffer
 from event_sam3d_ros.events.windows import WindowSettings
+from event_sam3d_ros.recordings.bag_messages import POINTS_TYPE, decode_frame
+from event_sam3d_ros.recordings.bag_outputs import MESSAGES, header, output_typestore
 from event_sam3d_ros.recordings.files import (
     Calibration,
     Frame,
@@ -169,3 +171,26 @@ def test_any_recording_gives_what_its_bag_gives(tmp_path: Path) -> None:
         assert (frame.stamp_ns, frame.event_count) == (other.stamp_ns, other.event_count)
         np.testing.assert_array_equal(frame.event_image, other.event_image)
         np.testing.assert_array_equal(frame.observation.depth, other.observation.depth)
+
+
+@pytest.mark.parametrize("frame_id, is_used", [("o", True), ("elsewhere", False)])
+def test_depth_may_be_a_point_cloud_in_the_camera_s_frame(tmp_path: Path, frame_id: str, is_used: bool) -> None:
+    rays = np.stack([*np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT)), np.ones((HEIGHT, WIDTH))], axis=-1)
+    points = (rays.reshape(-1, 3) @ np.linalg.inv(K).T * 0.7).astype(np.float32)
+
+    def as_points(number: int, message: Any) -> Iterator[Any]:
+        if message.topic == Topics.depth:
+            stamp = decode_frame(message, "depth").stamp_ns
+            cloud = MESSAGES.points_message(points, np.zeros((len(points), 3), np.uint8), header(stamp, frame_id))
+            cdr = bytes(output_typestore().serialize_cdr(cloud, POINTS_TYPE))
+            message = replace(message, type=POINTS_TYPE, cdr=cdr)
+        yield message
+
+    frames, reports = played(tmp_path / "bag", make_samples(), as_points)
+    for frame in frames:
+        assert frame.observation is not None
+        depth = frame.observation.depth
+        assert (depth is not None) == is_used
+        if depth is not None:
+            np.testing.assert_allclose(depth, 0.7, atol=1e-5)
+    assert reports == ({} if is_used else {"frame_mismatch": COUNT})
