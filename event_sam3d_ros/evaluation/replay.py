@@ -255,16 +255,13 @@ class Replay:
 
     def _arrays(self, frame: FramePieces, image: NDArray[np.uint8]) -> FrameArrays:
         pieces: dict[str, Any] = frame.messages
-        window, depth = pieces.get("event_image"), pieces.get("depth")
-        points: Points | None = None
-        if isinstance(depth, Points):
-            depth, points = None, depth
-            frame_id = pieces["image"].frame_id
-            if frame_id and points.frame_id and points.frame_id != frame_id:
-                self._report(
-                    "frame_mismatch", f"depth has the frame_id {points.frame_id}, the image {frame_id}: not used"
-                )
-                points = None
+        window, given = pieces.get("event_image"), pieces.get("depth")
+        depth = given if isinstance(given, Frame) else None
+        points = given if isinstance(given, Points) else None
+        frame_id = pieces["image"].frame_id
+        if points is not None and frame_id and points.frame_id and points.frame_id != frame_id:
+            self._report("frame_mismatch", f"depth has the frame_id {points.frame_id}, the image {frame_id}: not used")
+            points = None
         return FrameArrays(
             stamp_ns=frame.stamp_ns,
             mask=pieces["mask"].data,
