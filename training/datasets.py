@@ -195,6 +195,11 @@ def _render_chunk(job: tuple[int, int, DataConfig, ModelConfig]) -> tuple[int, l
 
 def render_case(index: int, data: DataConfig, config: ModelConfig) -> dict[str, npt.NDArray]:
     """The sample of case ``index``, one row of each field."""
+    return sample(find_case(index, data), config)
+
+
+def find_case(index: int, data: DataConfig) -> Case:
+    """Case ``index`` of these data."""
     seed, tier = data.first_seed + index // CASES_PER_OBJECT, MOTIONS[index % len(MOTIONS)]
     for attempt in range(5):  # a rare case may leave the small sensor or shrink to nothing: another motion then
         case = make_case(
@@ -202,7 +207,7 @@ def render_case(index: int, data: DataConfig, config: ModelConfig) -> dict[str, 
         )
         if object_crops(case.mask, 1.0) and object_crops(case.degraded_mask, 1.0):
             break
-    return sample(case, config)
+    return case
 
 
 class Batches:

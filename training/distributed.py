@@ -99,9 +99,7 @@ class Team:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         # a step need not use all weights: events or RGB may be missing from it
-        return nn.parallel.DistributedDataParallel(
-            module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
-        )
+        return nn.parallel.DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
 
 
 @contextmanager

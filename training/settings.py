@@ -79,8 +79,8 @@ class PretrainConfig(StageConfig):
 class DistillConfig(StageConfig):
     """``stems``, ``blocks``: stages whose features are compared beside the final tokens; both empty: those that the
     fusion reads. ``attention``: weigh each token by the attention that the teacher's class token pays it. ``trained``:
-    "all" of the event encoder, or "parts": its patch embedding (with the stem), the MLPs of the compared blocks and,
-    where event tokens have a projection of their own, that."""
+    "all" of the event encoder, or "parts": its patch embedding (with the stem), the MLPs of the compared blocks and the
+    norm that the projection to condition tokens follows."""
 
     stems: tuple[int, ...] = ()
     blocks: tuple[int, ...] = ()

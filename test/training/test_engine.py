@@ -4,6 +4,7 @@ pictures and logs are written; and the options of the stages.
 
 import json
 from concurrent.futures import Future
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from event_sam3d_ros.errors import CheckpointError, ConfigurationError
 from event_sam3d_ros.sam3d.checkpoint import load_checkpoint, save_checkpoint
 from event_sam3d_ros.sam3d.config import ModelConfig
-from event_sam3d_ros.sam3d.network import Network
+from event_sam3d_ros.sam3d.network import Network, build
 from training import distill, fuse, pretrain
 from training.datasets import MOTIONS, Batches, DataConfig, render
 from training.distributed import Place, find_place
@@ -26,7 +27,8 @@ from training.pictures import sheet
 from training.settings import DistillConfig, FuseConfig, PretrainConfig, StageConfig, load_config
 from training.sources import AHEAD, Stream
 
-MODEL = ModelConfig.from_yaml("training/config/toy_model.yaml")
+ROOT = Path(__file__).parents[2]
+MODEL = ModelConfig.from_yaml(ROOT / "training/config/toy_model.yaml")
 DATA = DataConfig(cases=10, sensor=96)
 
 
@@ -108,6 +110,20 @@ def test_identical_inputs_have_no_distance(folder, network):
     batch["degraded_events"], batch["degraded_mask"] = batch["degraded_sharp"], batch["degraded_true_mask"]
     for stage in (DistillConfig(), DistillConfig(attention=True), DistillConfig(stems=(0,), blocks=(1,))):
         assert distill.loss(network, batch, np.random.default_rng(0), stage)[0] == 0
+
+
+def test_the_official_model_s_configuration_fits_its_network():
+    config, model = load_config(ROOT / "training/config/full.yaml")
+    with torch.device("meta"):
+        network = build(model)
+    assert distill.compared_stages(network, config.distill) == tuple(f"block.{i}" for i in range(2, 24, 3))
+    trained = {id(p) for part in distill.trained_parts(network, config.distill) for p in part.parameters()}
+    names = {name for name, p in network.named_parameters() if id(p) in trained}
+    encoder = "condition.event_encoder."
+    blocks = {name.split(".")[3] for name in names if ".blocks." in name}
+    assert all(name.startswith(encoder) for name in names) and blocks == {"2", "5", "8", "11", "14", "17", "20", "23"}
+    assert {f"{encoder}patch_embed.proj.weight", f"{encoder}norm.bias"} < names
+    assert all(".mlp." in name for name in names if ".blocks." in name)
 
 
 def test_attention_weighs_tokens(folder, network):
