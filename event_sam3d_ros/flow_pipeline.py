@@ -3,7 +3,7 @@ camera's world."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ from torch import Tensor
 from event_sam3d_ros.preprocess import Crop, Observation
 from event_sam3d_ros.reconstruction import OCCUPANCY_RESOLUTION, Reconstruction, surface_points
 from event_sam3d_ros.sam3d.config import SamplerConfig
-from event_sam3d_ros.sam3d.embedder_fuser import POINTMAPS
 from event_sam3d_ros.sam3d.flow import seeded_generators
 from event_sam3d_ros.sam3d.layout import ObjectPose, decode_poses, grid_centers
 from event_sam3d_ros.sam3d.network import FlowNetwork
@@ -26,12 +25,13 @@ from event_sam3d_ros.sam3d.pointmap import (
     pointmap_from_depth,
     pointmap_from_model,
 )
-from event_sam3d_ros.sam3d.preprocessing import ObjectInputs, object_inputs
+from event_sam3d_ros.sam3d.preprocessing import object_inputs, scene_moments
 
 
 class FlowPipeline:
-    """``network`` computes on ``device`` in ``dtype``; with ``offload`` its weights stay where they are and each stage
-    comes there for its turn. ``seed``, ``memory`` (bytes) and ``monocular`` as in `Reconstructor`."""
+    """``network`` computes on ``device`` in ``dtype``, into which its own weights are turned; with ``offload`` they
+    stay in main memory and each stage comes to ``device`` for its turn. ``sampler``: None for the configuration's;
+    ``seed``, ``memory`` (bytes) and ``monocular`` as in `Reconstructor`."""
 
     def __init__(
         self,
@@ -41,77 +41,110 @@ class FlowPipeline:
         seed: int = 0,
         memory: int | None = None,
         offload: bool = False,
+        sampler: SamplerConfig | None = None,
         monocular: MonocularModel | None = None,
     ) -> None:
         self.network = network.to("cpu" if offload else device, dtype).eval()
         self.config = network.config
+        self.sampler = sampler or self.config.flow.sampler
         self._device, self._seed, self._memory, self._monocular = device, seed, memory, monocular
 
     def __call__(self, observation: Observation, crops: list[Crop]) -> list[Reconstruction]:
         """The objects of a validated observation, in the order of ``crops``, of which only the labels count: the
         released preprocessing cuts its own. Those with nothing solid are left out."""
-        return self._run(observation, crops, self.config.flow.sampler)
+        return self._run(observation, crops, self.sampler)
 
     def warm_up(self, observation: Observation, crops: list[Crop]) -> None:
         """Runs the network, with a single step, on a scene that nobody wants the result of."""
-        self._run(observation, crops, replace(self.config.flow.sampler, steps=1))
+        self._run(observation, crops, replace(self.sampler, steps=1))
 
     def _run(self, observation: Observation, crops: list[Crop], sampler: SamplerConfig) -> list[Reconstruction]:
-        labels = [crop.label for crop in crops]
-        masks = np.stack([np.where(observation.mask == label, np.uint8(255), np.uint8(0)) for label in labels])
         K = np.asarray(observation.K, dtype=np.float64)
-        maps = object_pointmaps(self._scene(observation, K), list(masks), K, self.config.preprocess.prior_size_m)
-        inputs = object_inputs(
-            _tensor(observation.image),
-            torch.from_numpy(masks),
-            [one.points for one in maps],
-            _tensor(observation.event_image),
-            self.config.encoder.size,
-        )
-        logits, poses = self._sample(inputs, maps, sampler)
-        found = [
-            reconstruct(observation, label, grid, pose, one.metric)
-            for label, grid, pose, one in zip(labels, logits, poses, maps, strict=True)
-        ]
-        return [reconstruction for reconstruction in found if reconstruction is not None]
+        scene = self._scene(observation, K)
+        objects = [self._seen_object(observation, crop.label, scene, K) for crop in crops]
+        found: dict[int, tuple[npt.NDArray[np.float32], ObjectPose]] = {}
+        for is_shown in (True, False):  # the network takes pointmaps of all objects or of none
+            group = [one for one in objects if one.is_shown == is_shown]
+            if group:
+                points = scene.points if scene is not None and is_shown else None
+                found |= self._sample(observation, group, points, sampler)
+        reconstructions = []
+        for one in objects:
+            logits, pose = found[one.label]
+            metric = one.is_shown and scene is not None and scene.metric
+            reconstructions.append(reconstruct(observation, one.label, logits, pose, metric))
+        return [reconstruction for reconstruction in reconstructions if reconstruction is not None]
 
     def _scene(self, observation: Observation, K: npt.NDArray[np.floating]) -> Pointmap | None:
+        """The pointmap of what is measured or estimated, on the network's device."""
+        scene = None
         if observation.depth is not None:
-            return pointmap_from_depth(observation.depth, K)
-        if self._monocular is not None and observation.image is not None:
-            return pointmap_from_model(self._monocular, observation.image, K)
-        return None
+            scene = pointmap_from_depth(observation.depth, K)
+        elif self._monocular is not None and observation.image is not None:
+            scene = pointmap_from_model(self._monocular, observation.image, K)
+        return None if scene is None else replace(scene, points=scene.points.to(self._device))
+
+    def _seen_object(
+        self, observation: Observation, label: int, scene: Pointmap | None, K: npt.NDArray[np.floating]
+    ) -> _SeenObject:
+        inside = observation.mask == label
+        mask = torch.from_numpy(inside).to(self._device, torch.uint8) * 255
+        (own,) = object_pointmaps(scene, [inside], K, self.config.preprocess.prior_size_m)
+        # a plane for each object is kept no longer than it takes to know its scale
+        moments = scene_moments(own.points.to(self._device), (mask > 0).float()) if own.prior else None
+        return _SeenObject(label, mask, moments)
 
     @torch.inference_mode()
     def _sample(
-        self, inputs: ObjectInputs, maps: list[Pointmap], sampler: SamplerConfig
-    ) -> tuple[list[npt.NDArray[np.float32]], list[ObjectPose]]:
-        """Logits (R, R, R), indexed x, y, z, and the pose in the optical frame of every object.
+        self, observation: Observation, group: list[_SeenObject], points: Tensor | None, sampler: SamplerConfig
+    ) -> dict[int, tuple[npt.NDArray[np.float32], ObjectPose]]:
+        """By label, the logits (R, R, R), indexed x, y, z, and the pose in the optical frame of objects that all have
+        their pointmap from ``points``, or all none.
 
-        The network never saw a made-up pointmap: where one only stands in, it is dropped, as it was in training.
+        The network never saw a made-up pointmap: where one only stands in, it gets none, as when training dropped it.
+        Inputs of all objects wait in main memory, outside of what ``memory`` bounds.
         """
-        assert inputs.pointmap_scale is not None and inputs.pointmap_shift is not None
-        logits: dict[int, npt.NDArray[np.float32]] = {}
-        poses: dict[int, ObjectPose] = {}
-        for is_prior in (False, True):
-            rows = [i for i, one in enumerate(maps) if one.prior == is_prior]
-            if not rows:
-                continue
-            geometry = self.network(
-                {name: view if len(view) == 1 else view[rows] for name, view in inputs.views.items()},
-                seeded_generators([self._seed] * len(rows)),  # an object's noise must not depend on the others
-                dropped=POINTMAPS if is_prior else (),
-                sampler=sampler,
-                device=self._device,
-                memory=self._memory,
-            )
-            latents = {name: latent.double().cpu().numpy() for name, latent in geometry.pose.items()}
-            scale, shift = (x[rows].double().numpy() for x in (inputs.pointmap_scale, inputs.pointmap_shift))
-            for row, grid, pose in zip(
-                rows, geometry.logits.cpu().numpy(), decode_poses(latents, scale, shift), strict=True
-            ):
-                logits[row], poses[row] = grid, pose.turned()
-        return [logits[i] for i in range(len(maps))], [poses[i] for i in range(len(maps))]
+        inputs = object_inputs(
+            _tensor(observation.image, self._device),
+            torch.stack([one.mask for one in group]),
+            None if points is None else [points] * len(group),
+            _tensor(observation.event_image, self._device),
+            self.config.encoder.size,
+            crop_factor=self.config.preprocess.crop_factor,
+            store="cpu",
+        )
+        geometry = self.network(
+            inputs.views,
+            # labels begin at 1: object 1 gets what the released model draws after torch.manual_seed(seed)
+            seeded_generators([self._seed + one.label - 1 for one in group]),
+            sampler=sampler,
+            device=self._device,
+            memory=self._memory,
+        )
+        latents = {name: latent.double().cpu().numpy() for name, latent in geometry.pose.items()}
+        if inputs.pointmap_scale is None or inputs.pointmap_shift is None:
+            scale, shift = (torch.stack(each) for each in zip(*(one.prior for one in group if one.prior), strict=True))
+        else:
+            scale, shift = inputs.pointmap_scale, inputs.pointmap_shift
+        poses = decode_poses(latents, scale.double().cpu().numpy(), shift.double().cpu().numpy())
+        return {
+            one.label: (grid, pose.turned())
+            for one, grid, pose in zip(group, geometry.logits.cpu().numpy(), poses, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class _SeenObject:
+    """``mask``: (H, W) uint8, 255 inside; ``prior``: scale and shift of its stand-in pointmap, None where the scene's
+    pointmap shows it."""
+
+    label: int
+    mask: Tensor
+    prior: tuple[Tensor, Tensor] | None
+
+    @property
+    def is_shown(self) -> bool:
+        return self.prior is None
 
 
 def reconstruct(
@@ -179,5 +212,5 @@ def projected_colors(observation: Observation, points: npt.NDArray[np.floating])
     return colors
 
 
-def _tensor(image: npt.NDArray[np.uint8] | None) -> Tensor | None:
-    return None if image is None else torch.from_numpy(np.ascontiguousarray(image))
+def _tensor(image: npt.NDArray[np.uint8] | None, device: torch.device) -> Tensor | None:
+    return None if image is None else torch.from_numpy(np.ascontiguousarray(image)).to(device)

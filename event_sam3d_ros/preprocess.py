@@ -54,8 +54,13 @@ class Observation:
                 raise InputError(f"depth is {self.depth.dtype}; give float32 metres", reason="bad_dtype")
             _same_size("depth", self.depth.shape, mask.shape)
         K = np.asarray(self.K)
-        if K.shape != (3, 3) or not np.isfinite(K).all() or K[0, 0] <= 0 or K[1, 1] <= 0:
-            raise InputError(f"K is not a camera matrix: {K.tolist()}; calibrate the camera", reason="bad_intrinsics")
+        usable = K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0
+        if not usable or K[1, 0] != 0 or tuple(K[2]) != (0, 0, 1):
+            raise InputError(
+                f"K is not a camera matrix: {K.tolist()}; calibrate the camera (positive focal lengths, and 0 0 1 in "
+                "the last row)",
+                reason="bad_intrinsics",
+            )
         if not mask.any():
             raise InputError("the mask is all zero: no object to reconstruct in this frame", reason="empty_mask")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sysconfig
+from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,25 +20,36 @@ from event_sam3d_ros.flow_pipeline import FlowPipeline
 from event_sam3d_ros.preprocess import Observation, object_crops
 from event_sam3d_ros.reconstruction import OCCUPANCY_RESOLUTION, Reconstruction
 from event_sam3d_ros.sam3d.checkpoint import load_checkpoint
-from event_sam3d_ros.sam3d.config import ModelConfig
+from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig
 from event_sam3d_ros.sam3d.network import FlowNetwork, Network
 from event_sam3d_ros.sam3d.pointmap import MonocularModel
 
 __all__ = ["Reconstruction", "Reconstructor", "find_weights", "share_folder"]
 
+SHORTCUT_STEPS = 4
+"""Steps of the shortcut mode where nobody says how many."""
+
 _SHIPPED = "event-sam3d-*.safetensors"
+_LARGEST_SEED = 2**32 - 1
 
 
 class Reconstructor:
     """A loaded model. Calls are independent of each other; one instance must not be called from two threads at once.
 
-    ``device``: "auto" (CUDA where there is a GPU, else CPU), "cpu", "cuda", "cuda:1"; ``precision``: "auto" (bf16 on
-    CUDA, fp32 on the CPU), "fp32", "bf16", "fp16".
+    ``device``: "auto" (CUDA where there is a GPU, else CPU), "cpu", "cuda", "cuda:1"; ``precision``: "auto" (fp32 on
+    the CPU; on CUDA fp16 for the flow head, which computes so as released, and bf16 for the direct head), "fp32",
+    "bf16", "fp16".
 
-    For models with the flow head, which samples: ``seed`` of every object's noise; ``memory_gb``: what objects may take
-    beside the weights, more of them are sampled in turn (0: no limit); ``offload``: the weights stay in main memory and
-    each stage comes to the device for its turn; ``monocular``: estimates points where there is no depth
+    For models with the flow head, which samples: ``seed`` of the noise, object k draws from ``seed + k - 1``;
+    ``memory_gb``: what objects may take beside the weights, more of them are sampled in turn (0: no limit);
+    ``offload``: the weights stay in main memory and each stage comes to the device for its turn; ``steps``: of the
+    sampler; ``shortcut``: whether it takes few steps (1, 2, 4; 4 unless ``steps`` says otherwise) without guidance, for
+    models trained for it; both None for what the model says; ``monocular``: estimates points where there is no depth
     (`pointmap.MonocularModel`).
+
+    ``network`` is taken over: its weights are moved to the device and, of the flow head, turned into the precision in
+    place, for a second copy may not fit. So two instances of one network must agree in both. Raises ConfigurationError
+    for a setting that can't be used.
     """
 
     def __init__(
@@ -47,18 +61,29 @@ class Reconstructor:
         seed: int = 0,
         memory_gb: float = 0.0,
         offload: bool = False,
+        steps: int | None = None,
+        shortcut: bool | None = None,
         monocular: MonocularModel | None = None,
     ) -> None:
-        self.device = _device(device)
-        dtype = _dtype(precision, self.device)
         self.config: ModelConfig = network.config
+        self.device = _device(device)
+        dtype = _dtype(precision, self.device, self.config.head)
+        _check_seed(seed)
+        _check_monocular(monocular)
+        memory = _memory(memory_gb)
+        self.sampler: SamplerConfig = _sampler(self.config.flow.sampler, steps, shortcut)
         self._pipeline: DirectPipeline | FlowPipeline
         if self.config.head == "direct":
             self._pipeline = DirectPipeline(cast(Network, network), self.device, dtype)
         else:
-            memory = int(memory_gb * 1e9) or None
             flow = cast(FlowNetwork, network)
-            self._pipeline = FlowPipeline(flow, self.device, dtype, seed, memory, offload, monocular)
+            self._pipeline = FlowPipeline(flow, self.device, dtype, seed, memory, offload, self.sampler, monocular)
+            if memory is not None and memory < flow.memory_per_object:
+                raise ConfigurationError(
+                    f"memory_gb {memory_gb:g} is too little: an object takes {flow.memory_per_object / 1e9:.3g}; give "
+                    "at least as much, 0 for no limit, or a shorter precision",
+                    reason="bad_parameter",
+                )
         self.info: dict[str, Any] = {
             "name": self.config.name,
             **info,
@@ -78,11 +103,13 @@ class Reconstructor:
         seed: int = 0,
         memory_gb: float = 0.0,
         offload: bool = False,
+        steps: int | None = None,
+        shortcut: bool | None = None,
         monocular: MonocularModel | None = None,
     ) -> Reconstructor:
         """Loads a shipped model by name or a file by path. Raises CheckpointError, ConfigurationError."""
         network, info = load_checkpoint(find_weights(name_or_path))
-        return cls(network, info, device, precision, seed, memory_gb, offload, monocular)
+        return cls(network, info, device, precision, seed, memory_gb, offload, steps, shortcut, monocular)
 
     def __call__(self, observation: Observation) -> list[Reconstruction]:
         """Reconstructs every object of the mask, by ascending label.
@@ -100,13 +127,16 @@ class Reconstructor:
         return reconstructions
 
     def warm_up(self) -> None:
-        """Runs the network once on a made-up scene: a process's first call takes many times as long as later ones."""
+        """Runs the network once on a made-up scene, with all inputs that it can take: a process's first call takes many
+        times as long as later ones."""
         side = 2 * self.config.encoder.size
         blank = np.zeros((side, side, 3), np.uint8)
         mask = np.pad(np.ones((side // 2, side // 2), np.uint8), side // 4)
         K = np.array([[side, 0, side / 2], [0, side, side / 2], [0, 0, 1.0]])
         crops = object_crops(mask, self.config.preprocess.crop_factor)
-        self._pipeline.warm_up(Observation(blank, mask, blank, K), crops)
+        takes_events = self.config.head == "direct" or self.config.fusion.anywhere
+        depth = np.ones_like(mask, dtype=np.float32)
+        self._pipeline.warm_up(Observation(blank, mask, blank if takes_events else None, K, depth), crops)
 
 
 def find_weights(name_or_path: str | Path) -> Path:
@@ -160,12 +190,51 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
+def _dtype(precision: str, device: torch.device, head: str) -> torch.dtype:
     known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        on_gpu = torch.float16 if head == "flow" else torch.bfloat16
+        return on_gpu if device.type == "cuda" else torch.float32
     if precision not in known:
         raise ConfigurationError(
             f"precision {precision!r} is unknown; give auto, {', '.join(known)}", reason="bad_precision"
         )
     return known[precision]
+
+
+def _memory(memory_gb: float) -> int | None:
+    """Bytes, None for no limit."""
+    if isinstance(memory_gb, bool) or not isinstance(memory_gb, Real) or not 0 <= memory_gb < math.inf:
+        raise ConfigurationError(
+            f"memory_gb can't be {memory_gb!r}: give a number of gigabytes, 0 for no limit", reason="bad_parameter"
+        )
+    return math.ceil(memory_gb * 1e9) if memory_gb else None
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= _LARGEST_SEED:
+        raise ConfigurationError(
+            f"seed can't be {seed!r}: give a whole number from 0 to {_LARGEST_SEED}", reason="bad_parameter"
+        )
+
+
+def _check_monocular(model: MonocularModel | None) -> None:
+    if model is not None and not (callable(model) and isinstance(getattr(model, "metric", None), bool)):
+        raise ConfigurationError(
+            f"monocular is {type(model).__name__}: give an object that can be called with (image, K) and whose "
+            "`metric` is True or False (docs/sam3d-weights.md)",
+            reason="bad_parameter",
+        )
+
+
+def _sampler(config: SamplerConfig, steps: int | None, shortcut: bool | None) -> SamplerConfig:
+    """The model's sampler with what the user changes of it."""
+    if shortcut is not None and not isinstance(shortcut, bool):
+        raise ConfigurationError(f"shortcut can't be {shortcut!r}: give True or False", reason="bad_parameter")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1):
+        raise ConfigurationError(
+            f"steps can't be {steps!r}: give a whole number of at least 1, None for the model's", reason="bad_parameter"
+        )
+    if steps is None:
+        steps = SHORTCUT_STEPS if shortcut and not config.shortcut else config.steps
+    return replace(config, steps=int(steps), shortcut=config.shortcut if shortcut is None else shortcut)

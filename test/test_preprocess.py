@@ -35,6 +35,10 @@ def observation(**changes) -> Observation:
         ({"K": np.zeros((3, 3))}, "bad_intrinsics"),
         ({"K": np.full((3, 3), np.nan)}, "bad_intrinsics"),
         ({"K": np.eye(4)}, "bad_intrinsics"),
+        ({"K": np.diag([50.0, 50, 0])}, "bad_intrinsics"),
+        ({"K": np.diag([50.0, 50, 2])}, "bad_intrinsics"),
+        ({"K": np.array([[50.0, 0, 40], [0, 50, 30], [0, 0.1, 1]])}, "bad_intrinsics"),
+        ({"K": np.array([[50.0, 0, 40], [1, 50, 30], [0, 0, 1]])}, "bad_intrinsics"),
     ],
 )
 def test_an_unusable_observation_is_refused_with_its_reason(changes, reason):

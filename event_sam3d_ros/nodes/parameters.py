@@ -258,15 +258,29 @@ RECONSTRUCTION_NODE = ParameterTable(
     Parameter(
         "precision",
         "auto",
-        "Number format of the network. auto: bf16 on CUDA, else fp32.",
+        "Number format of the network. auto: on CUDA fp16 for models that sample, bf16 for others; else fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
     ),
     Parameter("threads", 0, "CPU threads of the network; 0 leaves the choice to PyTorch.", 0, 256),
     Parameter("seed", 0, "Seed of the network's random numbers.", 0, 2**31 - 1),
     Parameter(
+        "steps",
+        0,
+        "Steps of models that sample: fewer are faster and coarser. 0: as the model says, or 4 with `shortcut`.",
+        0,
+        1000,
+    ),
+    Parameter(
+        "shortcut",
+        False,
+        "Sample in few steps (1, 2, 4) without guidance, of which the network is told the size. false: as the model "
+        "says.",
+    ),
+    Parameter(
         "memory_gb",
         0.0,
-        "Memory that objects may take beside the weights; more of them are sampled in turn. 0: no limit.",
+        "Memory that objects may take beside the weights, at least what one takes; more of them are sampled in turn. "
+        "0: no limit.",
         0.0,
         1000.0,
     ),
@@ -313,7 +327,8 @@ RECONSTRUCTION_NODE = ParameterTable(
     Parameter(
         "max_age_ms",
         1000.0,
-        "Results older than this, by the frame's stamp, are not published; 0 publishes all.",
+        "Results older than this, by the frame's stamp, are not published; 0 publishes all. A model that takes about "
+        "as long for a frame (SAM 3D's sizes on most devices) needs more, or 0.",
         0.0,
         dynamic=True,
     ),

@@ -98,7 +98,7 @@ class _Task:
 class ReconstructionNode(PipelineNode):
     """Pairs the inputs by stamp, reconstructs the newest complete frame in a thread of its own, publishes the result.
 
-    ``load_reconstructor`` takes model, device, precision, seed, memory_gb and offload.
+    ``load_reconstructor`` takes model, device, precision, seed, memory_gb, offload, steps and shortcut.
     """
 
     def __init__(self, load_reconstructor: Callable[..., Any] = Reconstructor.from_pretrained) -> None:
@@ -118,7 +118,9 @@ class ReconstructionNode(PipelineNode):
         if self.value("threads"):
             torch.set_num_threads(self.value("threads"))
         self._reconstructor = self._load_reconstructor(
-            *(self.value(name) for name in ("model", "device", "precision", "seed", "memory_gb", "offload"))
+            *(self.value(name) for name in ("model", "device", "precision", "seed", "memory_gb", "offload")),
+            self.value("steps") or None,
+            self.value("shortcut") or None,
         )
         self._reconstructor.warm_up()
         self._objects = self.add_output(ReconstructedObjectArray, "~/objects", 5)

@@ -54,7 +54,7 @@ def pointmap_from_depth(depth: FloatArray, K: FloatArray) -> Pointmap:
     if depth.ndim != 2:
         raise InputError(f"depth has the shape {depth.shape}; give one image (H, W)", reason="bad_depth")
     known = np.where(np.isfinite(depth) & (depth > 0), depth, np.nan)
-    return pointmap_from_points(_rays(depth.shape, K) * known[..., None], metric=True)
+    return Pointmap(_along_rays(known, K), metric=True)
 
 
 def pointmap_from_points(points: FloatArray, metric: bool) -> Pointmap:
@@ -82,8 +82,7 @@ def prior_pointmap(mask: npt.NDArray[np.integer], K: FloatArray, size_m: float) 
     """
     ys, xs = np.nonzero(mask)
     angle = max((np.ptp(xs) + 1) / K[0, 0], (np.ptp(ys) + 1) / K[1, 1])
-    plane = pointmap_from_points(_rays(mask.shape, K) * (size_m / angle), metric=False)
-    return Pointmap(plane.points, metric=False, prior=True)
+    return Pointmap(_along_rays(np.full(mask.shape, size_m / angle), K), metric=False, prior=True)
 
 
 def object_pointmaps(
@@ -109,12 +108,13 @@ def _shows(scene: Pointmap, mask: npt.NDArray[np.integer]) -> bool:
     return known.shape[1] >= MIN_POINTS and bool((known != known[:, :1]).any())
 
 
-def _rays(shape: tuple[int, ...], K: FloatArray) -> FloatArray:
-    """(H, W, 3) rays of the pixels in the optical frame, z = 1."""
-    height, width = shape
-    inverse = np.linalg.inv(K)
-    return (
-        np.arange(width)[None, :, None] * inverse[:, 0]
-        + np.arange(height)[:, None, None] * inverse[:, 1]
-        + inverse[:, 2]
-    )
+def _along_rays(depth: FloatArray, K: FloatArray) -> Tensor:
+    """The points (3, H, W), pointmap frame, at ``depth`` (H, W) on the rays of the pixels; all NaN where one coordinate
+    is not finite."""
+    height, width = depth.shape
+    points = np.empty((3, height, width), dtype=np.float32)
+    for plane, inverse, sign in zip(points, np.linalg.inv(K), turn(np.ones(3)), strict=True):
+        ray = np.arange(width) * inverse[0] + np.arange(height)[:, None] * inverse[1] + inverse[2]
+        plane[:] = ray * depth * sign
+    points[:, ~np.isfinite(points).all(axis=0)] = np.nan
+    return torch.from_numpy(points)

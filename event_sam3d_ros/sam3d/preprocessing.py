@@ -7,7 +7,7 @@ preprocessor.py, img_and_mask_transforms.py, img_processing.py), for B objects o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from event_sam3d_ros.errors import InputError
 
 CROP_FACTOR = 1.2
+"""Side of an object's window in sides of the object, as released."""
 
 
 @dataclass(frozen=True)
@@ -45,57 +46,73 @@ def object_inputs(
     event_image: Tensor | None = None,
     size: int = 518,
     around: Tensor | None = None,
+    crop_factor: float = CROP_FACTOR,
+    store: torch.device | str | None = None,
 ) -> ObjectInputs:
-    """Makes the inputs of B objects, on the device of what is given.
+    """Makes the inputs of B objects, on the device of what is given, one object after the other.
 
     ``image``, ``event_image``: (H, W, 3) uint8; ``masks``: (B, H, W) uint8 alpha, 255 inside; ``points``: one pointmap
     for each object, which may all be the same tensor; ``size``: S; ``around``: other masks, like ``masks``, that place
     the windows and normalise the pointmaps (training shows a true mask in the window of an estimated one); None:
-    ``masks`` themselves. Raises InputError as `crop_box` does.
+    ``masks`` themselves; ``crop_factor``: of `crop_box`; ``store``: the device that finished inputs are put on, None
+    for where they are made. Raises InputError as `crop_box` does.
     """
-    alpha = _unit_range(masks)[:, None]
-    placing = alpha if around is None else _unit_range(around)[:, None]
-    boxes = [crop_box(mask[0]) for mask in placing]
+    placing = masks if around is None else around
+    boxes = [crop_box(mask, crop_factor) for mask in placing]
+
+    def joined(made: Iterable[Tensor]) -> Tensor:
+        """Rows (C, S, S), each put away before the next one is made."""
+        return torch.stack([row.to(store if store is not None else row.device) for row in made])
+
     views = {
-        "mask": torch.cat([_nearest(_crop(mask, box)[None], size) for mask, box in zip(alpha, boxes, strict=True)]),
-        "rgb_image_mask": _nearest(_padded_to_square(alpha), size),
+        "mask": joined(
+            _unit_range(_nearest(_crop(mask[None], box), size)) for mask, box in zip(masks, boxes, strict=True)
+        ),
+        "rgb_image_mask": joined(_unit_range(_nearest(_padded_to_square(mask[None]), size)) for mask in masks),
     }
     for name, frame in (("image", image), ("event_image", event_image)):
         if frame is not None:
             channels = _unit_range(frame).permute(2, 0, 1)
-            views[name] = torch.cat([_smooth(_crop(channels, box)[None], size) for box in boxes])
-            views[f"rgb_{name}"] = _smooth(_padded_to_square(channels)[None], size)
+            views[name] = joined(_smooth(_crop(channels, box), size) for box in boxes)
+            views[f"rgb_{name}"] = joined([_smooth(_padded_to_square(channels), size)])
     if points is None:
         return ObjectInputs(views, None, None)
-    crops, fulls, scales, shifts = [], [], [], []
-    for pointmap, mask, box in zip(points, placing, boxes, strict=True):
-        known = torch.where(pointmap.isfinite().all(dim=0), pointmap, torch.nan)
-        scale, shift = scene_moments(known, mask[0])
-        normalised = (known - shift[:, None, None]) / scale[:, None, None]
-        crops.append(_nearest(_crop(_on_image_grid(normalised, mask.shape[1:]), box, beside=torch.nan)[None], size))
-        fulls.append(_nearest(_padded_to_square(normalised)[None], size))
-        scales.append(scale)
-        shifts.append(shift)
-    views |= {"pointmap": torch.cat(crops), "rgb_pointmap": torch.cat(fulls)}
-    return ObjectInputs(views, torch.stack(scales), torch.stack(shifts))
+    maps = [
+        [x.to(store if store is not None else x.device) for x in _pointmap_views(pointmap, mask, box, size)]
+        for pointmap, mask, box in zip(points, placing, boxes, strict=True)
+    ]
+    crops, fulls, scales, shifts = (torch.stack(rows) for rows in zip(*maps, strict=True))
+    return ObjectInputs(views | {"pointmap": crops, "rgb_pointmap": fulls}, scales, shifts)
 
 
-def crop_box(mask: Tensor) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom (right and bottom excluded) of the window around a mask (H, W), 1.2 times the object.
+def _pointmap_views(
+    pointmap: Tensor, mask: Tensor, box: tuple[int, int, int, int], size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of one object: the crop and the full frame (3, S, S) of the normalised pointmap, its scale and shift (3,)."""
+    known = torch.where(pointmap.isfinite().all(dim=0), pointmap, torch.nan)
+    scale, shift = scene_moments(known, _unit_range(mask))
+    normalised = (known - shift[:, None, None]) / scale[:, None, None]
+    cropped = _crop(_on_image_grid(normalised, mask.shape), box, beside=torch.nan)
+    return _nearest(cropped, size), _nearest(_padded_to_square(normalised), size), scale, shift
+
+
+def crop_box(mask: Tensor, crop_factor: float = CROP_FACTOR) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom (right and bottom excluded) of the window around a mask (H, W), ``crop_factor`` times
+    the object.
 
     It may reach out of the image. Raises InputError with reason ``empty_mask``, or ``object_too_small`` for objects
     under 3 pixels wide or high.
     """
-    ys, xs = torch.nonzero(mask, as_tuple=True)
-    if len(ys) == 0:
+    ys, xs = (torch.nonzero(mask.any(dim=across))[:, 0].tolist() for across in (1, 0))
+    if not ys:
         raise InputError("an object's mask is all zero: there is nothing to reconstruct", reason="empty_mask")
-    left, right, top, bottom = (int(v) for v in (xs.min(), xs.max(), ys.min(), ys.max()))
+    left, right, top, bottom = xs[0], xs[-1], ys[0], ys[-1]
     if right - left < 2 or bottom - top < 2:
         raise InputError(
             f"an object of {right - left + 1}x{bottom - top + 1} pixels is too small; it must be at least 3x3",
             reason="object_too_small",
         )
-    half = int(max(right - left, bottom - top) * CROP_FACTOR) // 2
+    half = int(max(right - left, bottom - top) * crop_factor) // 2
     x, y = (left + right) / 2, (top + bottom) / 2
     # int() cuts towards zero: a window that begins at -0.5 begins at 0, and is a pixel narrower than high
     return int(x - half), int(y - half), int(x + half), int(y + half)
@@ -108,7 +125,7 @@ def scene_moments(points: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     the whole scene of the largest coordinate about it. torch's nanmedian takes the lower of two middle values, numpy's
     their mean. Without a known point in the mask: scale 1, shift 0.
     """
-    inside = _nearest(mask[None, None], points.shape[1:])[0, 0] > 0.5
+    inside = _nearest(mask[None], points.shape[1:])[0] > 0.5
     on_object = points[:, inside]
     if not on_object.isfinite().any():
         return points.new_ones(3), points.new_zeros(3)
@@ -143,21 +160,24 @@ def _on_image_grid(pointmap: Tensor, shape: Sequence[int]) -> Tensor:
     if pointmap.shape[1:] == tuple(shape):
         return pointmap
     unknown = pointmap.isnan().any(dim=0)
-    smooth = _smooth(pointmap.nan_to_num(nan=0.0)[None], shape)[0]
-    return torch.where(_nearest(unknown[None, None].float(), shape)[0] > 0.5, torch.nan, smooth)
+    smooth = _smooth(pointmap.nan_to_num(nan=0.0), shape)
+    return torch.where(_nearest(unknown[None].float(), shape) > 0.5, torch.nan, smooth)
 
 
 def _unit_range(image: Tensor) -> Tensor:
-    """uint8 -> float32 in [0, 1]; divided in double precision, as numpy does it."""
-    return (image.double() / 255).float()
+    """uint8 -> float32 in [0, 1], the quotient rounded once; numpy's, rounded to double first, is the same for bytes.
+
+    The divisor is a tensor because torch multiplies with the inverse of a number on CUDA.
+    """
+    return image.float() / torch.full((), 255.0, device=image.device)
 
 
-def _smooth(frames: Tensor, size: int | Sequence[int]) -> Tensor:
-    return F.interpolate(frames, size=_shape(size), mode="bilinear", align_corners=False, antialias=True)
+def _smooth(frame: Tensor, size: int | Sequence[int]) -> Tensor:
+    return F.interpolate(frame[None], size=_shape(size), mode="bilinear", align_corners=False, antialias=True)[0]
 
 
-def _nearest(frames: Tensor, size: int | Sequence[int]) -> Tensor:
-    return F.interpolate(frames, size=_shape(size), mode="nearest")
+def _nearest(frame: Tensor, size: int | Sequence[int]) -> Tensor:
+    return F.interpolate(frame[None], size=_shape(size), mode="nearest")[0]
 
 
 def _shape(size: int | Sequence[int]) -> tuple[int, int]:

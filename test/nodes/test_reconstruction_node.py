@@ -1,6 +1,7 @@
 """What reconstruction_node hands to the model in each mode, and how it takes the model's errors: a model is played."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -18,7 +19,18 @@ from event_sam3d_ros.errors import CheckpointError, InputError
 from event_sam3d_ros.msg import EventWindow, ReconstructedObjectArray
 from event_sam3d_ros.nodes.conversions import image_message, ns_to_stamp, points_message
 from event_sam3d_ros.nodes.reconstruction_node import ReconstructionNode
-from event_sam3d_ros.reconstructor import Reconstruction
+from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
+from event_sam3d_ros.sam3d.checkpoint import save_checkpoint
+from event_sam3d_ros.sam3d.config import (
+    EncoderConfig,
+    FlowConfig,
+    FlowHeadConfig,
+    FusionConfig,
+    ModelConfig,
+    PointmapConfig,
+    StructureConfig,
+)
+from event_sam3d_ros.sam3d.network import FlowNetwork
 
 HEIGHT, WIDTH = 48, 64
 K = np.array([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]])
@@ -247,6 +259,32 @@ def test_a_model_that_cannot_be_loaded_leaves_the_node_unconfigured(ros):
     assert node.trigger_configure().name == "FAILURE"
     assert (node.state, node.health.counts["no_checkpoint"]) == ("unconfigured", 1)
     node.close()
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_a_model_that_samples_starts_with_and_without_an_event_branch(ros, tmp_path, events):
+    config = ModelConfig(
+        name="tiny",
+        head="flow",
+        encoder=EncoderConfig(28, 14, 3, 32, 2, 2, registers=2, stem=(), mask_token=True),
+        fusion=FusionConfig(stems=(), blocks=(1,) if events else (), heads=2),
+        flow=FlowConfig(
+            PointmapConfig(32, 8, 16, 2), FlowHeadConfig(32, 32, 2, 2, 2.0, 4, 4), StructureConfig((16, 8), 1, 1)
+        ),
+    )
+    path = tmp_path / "tiny.safetensors"
+    save_checkpoint(path, FlowNetwork(config), {})
+    ros.shutdown()
+    values = {"autostart": False, "input_mode": "rgb", "model": path, "device": "cpu", "steps": 2, "shortcut": True}
+    ros.init(args=["--ros-args", *(text for name in values for text in ("-p", f"{name}:={_yaml(values[name])}"))])
+    loaded = []
+    node = ReconstructionNode(lambda *settings: loaded.append(Reconstructor.from_pretrained(*settings)) or loaded[0])
+    try:
+        assert node.trigger_configure().name == "SUCCESS"
+        assert not any(node.health.counts.values())
+        assert loaded[0].sampler == replace(config.flow.sampler, steps=2, shortcut=True)
+    finally:
+        node.close()
 
 
 def test_memory_is_asked_of_the_models_own_gpu_and_only_there(bench, monkeypatch):

@@ -148,18 +148,18 @@ def example(
     ``sharp.`` shows ``mask``, ``blurry.`` the estimated one with the events; both in the window of ``window``, by which
     pointmaps are normalised too; masks are (H, W) uint8. Without points the pose is relative to the prior's plane.
     """
-    size, prior_size = config.encoder.size, config.preprocess.prior_size_m
+    size, prior_size, factor = config.encoder.size, config.preprocess.prior_size_m, config.preprocess.crop_factor
     K = row["K"].astype(np.float64)
     scene = pointmap_from_depth(row["depth"], K) if with_points else prior_pointmap(window, K, prior_size)
     around = _tensor(window)[None]
-    inputs = object_inputs(_tensor(row["sharp"]), _tensor(mask)[None], [scene.points], None, size, around)
+    inputs = object_inputs(_tensor(row["sharp"]), _tensor(mask)[None], [scene.points], None, size, around, factor)
     assert inputs.pointmap_scale is not None and inputs.pointmap_shift is not None
     result = {f"sharp.{name}": view for name, view in inputs.views.items() if name not in POINTMAPS}
     if with_points:
         result |= {name: inputs.views[name] for name in POINTMAPS}
     if blurry:
         estimated = _tensor(row["degraded_mask"])[None]
-        seen = object_inputs(_tensor(row["blurry"]), estimated, None, _tensor(row["events"]), size, around)
+        seen = object_inputs(_tensor(row["blurry"]), estimated, None, _tensor(row["events"]), size, around, factor)
         result |= {f"blurry.{name}": view for name, view in seen.views.items()}
     # an image alone can't tell how far and how large: the truth, moved along its rays into the prior's plane
     stretch = 1.0 if with_points else float(scene.points[2].nanmean()) / float(row["position"][2])

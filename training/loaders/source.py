@@ -70,10 +70,12 @@ def views(seen: Frames, config: ModelConfig, rng: np.random.Generator, settings:
     }
     varied = augment({name: picture_tensor(value[None]) for name, value in whole.items()}, rng, settings)
     sharp, blurry, events, mask, degraded = ((varied[name][0] * 255).round().byte() for name in whole)
-    size = config.encoder.size
+    size, factor = config.encoder.size, config.preprocess.crop_factor
     shown = {
-        "sharp": object_inputs(sharp.permute(1, 2, 0), mask, None, None, size, degraded),
-        "blurry": object_inputs(blurry.permute(1, 2, 0), degraded, None, events.permute(1, 2, 0), size, degraded),
+        "sharp": object_inputs(sharp.permute(1, 2, 0), mask, None, None, size, degraded, factor),
+        "blurry": object_inputs(
+            blurry.permute(1, 2, 0), degraded, None, events.permute(1, 2, 0), size, degraded, factor
+        ),
     }
     return {f"{frame}.{name}": view for frame, inputs in shown.items() for name, view in inputs.views.items()}
 
