@@ -30,12 +30,13 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _import_sam3d(options: argparse.Namespace) -> None:
     from event_sam3d_ros.reconstructor import share_folder
+    from event_sam3d_ros.sam3d.checkpoint import PRECISIONS
     from event_sam3d_ros.sam3d.config import ModelConfig
-    from event_sam3d_ros.sam3d.import_released import TYPES, import_released
+    from event_sam3d_ros.sam3d.import_released import import_released
 
     config = ModelConfig.from_yaml(options.config or share_folder() / "config" / "models" / "full.yaml")
     out = options.out or Path(f"event-sam3d-{config.name}.safetensors")
-    dtype = TYPES[options.dtype] if options.dtype else None
+    dtype = PRECISIONS[options.dtype] if options.dtype else None
 
     def report(what: str) -> None:
         print(what, file=sys.stderr)

@@ -95,11 +95,6 @@ class TokenConditionStage(nn.Module):
                 tokens[name] = self.fusion.fuse_tokens(tokens[name], event_tokens)
         return self.fuser.join(tokens, batch_size(kept))
 
-    def initialize_events(self) -> None:
-        """Gives the event encoder the image encoder's weights, as its training starts from."""
-        if self.event_encoder is not None:
-            self.event_encoder.load_state_dict(self.fuser.image_encoder.state_dict())
-
     def _see(self, events: Mapping[str, Tensor], images: Mapping[str, Tensor]) -> Features:
         """The event images that belong to ``images`` through the event encoder, in one batch."""
         if self.event_encoder is None or self.fusion is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -34,9 +35,14 @@ class EncoderConfig:
     mask_token: bool = False
 
     def __post_init__(self) -> None:
+        _at_least(self, 1, "image_size", "patch_size", "width", "depth", "heads")
+        _at_least(self, 3, "in_channels")
+        _at_least(self, 0, "registers", "input_size")
+        _groups(self, "stem")
         _require(self.image_size % self.patch_size == 0, "image_size must be a multiple of patch_size")
         _require(self.input_size % self.patch_size == 0, "input_size must be a multiple of patch_size")
         _require(self.width % self.heads == 0, "width must be a multiple of heads")
+        _require(1 <= self.width * self.mlp_ratio < math.inf, "mlp_ratio must leave the MLP a channel")
         if self.stem:
             _require(
                 2 ** (len(self.stem) + 1) == self.patch_size,
@@ -66,6 +72,7 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         known = ("", "gated", "attn", "cattn")
+        _at_least(self, 1, "heads")
         _require(self.tokens in known, f"tokens is {self.tokens!r}; known are 'gated', 'attn', 'cattn' and '' for none")
 
     @property
@@ -84,6 +91,7 @@ class PointmapConfig:
     heads: int = 16
 
     def __post_init__(self) -> None:
+        _at_least(self, 1, "input_size", "patch_size", "width", "heads")
         _require(self.input_size % self.patch_size == 0, "input_size must be a multiple of patch_size")
         _require(self.width % self.heads == 0, "width must be a multiple of heads")
 
@@ -95,6 +103,12 @@ class DirectHeadConfig:
     resolution: int = 32
     depth_range: float = 1.25
     channels: tuple[int, ...] = (128, 96, 64)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "resolution")
+        _positive(self, "depth_range")
+        _require(bool(self.channels), "channels must have at least one stage")
+        _groups(self, "channels")
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,9 @@ class FlowHeadConfig:
     channels: int = 8
 
     def __post_init__(self) -> None:
+        _at_least(self, 1, "width", "condition_width", "depth", "heads", "resolution", "channels")
         _require(self.width % self.heads == 0, "width must be a multiple of heads")
+        _require(1 <= self.width * self.mlp_ratio < math.inf, "mlp_ratio must leave the MLP a channel")
 
 
 @dataclass(frozen=True)
@@ -130,11 +146,11 @@ class SamplerConfig:
     shortcut: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps must be at least 1")
-        _require(0 < self.rescale < float("inf"), "rescale must be positive")
-        _require(0 <= self.strength < float("inf"), "strength must be a number and not negative")
+        _at_least(self, 1, "steps")
+        _at_least(self, 0, "strength")
+        _positive(self, "rescale")
         _require(
-            len(self.interval) == 2 and self.interval[0] <= self.interval[1],
+            len(self.interval) == 2 and 0 <= self.interval[0] <= self.interval[1] <= 1000,
             "interval must be two times from 0 to 1000, the earlier first",
         )
 
@@ -151,6 +167,11 @@ class StructureConfig:
     channels: tuple[int, ...] = (512, 128, 32)
     blocks: int = 2
     middle_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        _require(bool(self.channels), "channels must have at least one stage")
+        _at_least(self, 1, "channels")
+        _at_least(self, 0, "blocks", "middle_blocks")
 
 
 @dataclass(frozen=True)
@@ -178,8 +199,9 @@ class PreprocessConfig:
     prior_size_m: float = 0.2
 
     def __post_init__(self) -> None:
-        _require(self.crop_factor >= 1.0, "crop_factor must be at least 1")
-        _require(self.window_ms > 0, "window_ms must be positive")
+        _at_least(self, 1, "crop_factor")
+        _at_least(self, 0, "min_events")
+        _positive(self, "window_ms", "prior_size_m")
 
 
 @dataclass(frozen=True)
@@ -202,14 +224,34 @@ class ModelConfig:
             "fusion names a stem stage or block that the encoder lacks",
         )
         if self.head == "flow":
-            _require(
-                self.encoder.in_channels == 3, "the flow head's encoder has in_channels 3: masks go through it alone"
-            )
-            width = max(self.encoder.width, self.flow.pointmap.width)
-            _require(
-                self.flow.transformer.condition_width == width,
-                f"flow.transformer.condition_width must be {width}, the width of the widest embedder",
-            )
+            self._check_flow()
+        else:
+            self._check_direct()
+        widths = {"encoder.width": self.encoder.width} if self.fusion.blocks else {}
+        if self.fusion.tokens in ("attn", "cattn"):
+            widths |= {"the tokens' width": self.encoder.width if self.head == "direct" else self._condition_width}
+        for name, width in widths.items():
+            _require(width % self.fusion.heads == 0, f"{name}, {width}, must be a multiple of fusion.heads")
+
+    @property
+    def _condition_width(self) -> int:
+        return max(self.encoder.width, self.flow.pointmap.width)
+
+    def _check_flow(self) -> None:
+        _require(self.encoder.in_channels == 3, "the flow head's encoder has in_channels 3: masks go through it alone")
+        _require(
+            self.flow.transformer.condition_width == self._condition_width,
+            f"flow.transformer.condition_width must be {self._condition_width}, the width of the widest embedder",
+        )
+
+    def _check_direct(self) -> None:
+        encoder = self.encoder
+        _require(encoder.in_channels == 4, "the direct head's encoder has in_channels 4: an image and its mask")
+        _require(encoder.size == encoder.image_size, "the direct head's encoder takes no other input_size")
+        _require(
+            len(self.direct.channels) <= 1 + len(encoder.stem),
+            "direct.channels has more stages than the encoder's stem can follow with features: at most one more",
+        )
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ModelConfig:
@@ -261,6 +303,26 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if type(value) is not kind:
         raise ConfigurationError(f"{where} must be of type {kind.__name__}, not {value!r}")
     return value
+
+
+def _at_least(config: Any, minimum: int, *names: str) -> None:
+    """Requires these settings of ``config``, or all entries of them, to be numbers not below ``minimum``."""
+    for name in names:
+        value = getattr(config, name)
+        entries = value if isinstance(value, tuple) else (value,)
+        _require(all(minimum <= entry < math.inf for entry in entries), f"{name} must be at least {minimum}")
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        _require(0 < getattr(config, name) < math.inf, f"{name} must be positive")
+
+
+def _groups(config: Any, name: str) -> None:
+    """Requires channels that `layers.conv_block` can normalise: in up to 8 groups of at least 4, all alike."""
+    _at_least(config, 4, name)
+    fitting = all(channels % min(8, channels // 4) == 0 for channels in getattr(config, name))
+    _require(fitting, f"{name} must be multiples of 8, or of 4 below 32")
 
 
 def _require(condition: bool, message: str) -> None:

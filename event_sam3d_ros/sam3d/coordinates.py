@@ -1,6 +1,7 @@
 """Occupied voxels as lists of coordinates: (N, 4) int32 rows [object, x, y, z], in lexicographic order.
 
-What the geometry stage hands to the structured-latent stage. Rules of facebookresearch/sam-3d-objects,
+What the geometry stage hands to the structured-latent stage (appearance), which is not part of this package yet: until
+then only tests against the reference call this module. Rules of facebookresearch/sam-3d-objects,
 pipeline/inference_utils.py, applied to each object on its own, so that an object's voxels don't depend on its batch.
 """
 

@@ -16,6 +16,17 @@ from event_sam3d_ros.sam3d.config import EncoderConfig, FusionConfig
 from event_sam3d_ros.sam3d.layers import Attention, Block, CrossAttention, Mlp, conv_block
 
 
+def gated(gate: Tensor, branch: Tensor) -> Tensor:
+    """``tanh(gate) * branch`` for one ``gate`` (), zeros where it is closed whatever the branch holds."""
+    return torch.tanh(gate) * finite_if(gate == 0, branch)
+
+
+def finite_if(closed: Tensor, branch: Tensor) -> Tensor:
+    """``branch``, and if its gate is ``closed`` (() bool) with zeros for inf and NaN, for 0 * inf is NaN: in float16 a
+    branch that nothing has trained yet may overflow. Its other numbers stay: by them the gate learns to open."""
+    return branch.masked_fill(closed & ~branch.isfinite(), 0)
+
+
 class GatedCrossAttention(nn.Module):
     """Tokens (B, N, C) with event tokens (B, M, C) -> (B, N, C)."""
 
@@ -30,8 +41,8 @@ class GatedCrossAttention(nn.Module):
         self.gate_mlp = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, events: Tensor) -> Tensor:
-        x = x + torch.tanh(self.gate) * self.attention(self.norm(x), self.norm_context(events))
-        return x + torch.tanh(self.gate_mlp) * self.mlp(self.norm_mlp(x))
+        x = x + gated(self.gate, self.attention(self.norm(x), self.norm_context(events)))
+        return x + gated(self.gate_mlp, self.mlp(self.norm_mlp(x)))
 
 
 class GatedConvolution(nn.Module):
@@ -43,7 +54,7 @@ class GatedConvolution(nn.Module):
         self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, events: Tensor) -> Tensor:
-        return x + torch.tanh(self.gate) * self.mix(torch.cat([x, events], dim=1))
+        return x + gated(self.gate, self.mix(torch.cat([x, events], dim=1)))
 
 
 class GatedProjection(nn.Module):
@@ -61,7 +72,8 @@ class GatedProjection(nn.Module):
         nn.init.zeros_(self.gate.bias)
 
     def forward(self, x: Tensor, events: Tensor) -> Tensor:
-        events = self.project(events)
+        closed = ~(self.gate.weight.any() | self.gate.bias.any())
+        events = finite_if(closed, self.project(events))
         return x + torch.tanh(self.gate(torch.cat([x, events], dim=-1))) * events
 
 
@@ -105,7 +117,7 @@ class TokenAttention(nn.Module):
         y = x if self.cross else torch.cat([events, x], dim=1)
         for block in self.blocks:
             y = block(y, events) if self.cross else block(y)
-        return x + torch.tanh(self.gate) * (y[:, -x.shape[1] :] - x)
+        return x + gated(self.gate, y[:, -x.shape[1] :] - x)
 
 
 def token_fusion(kind: str, width: int, heads: int) -> nn.Module:

@@ -22,6 +22,7 @@ from event_sam3d_ros.errors import CheckpointError, ConfigurationError
 from event_sam3d_ros.sam3d.checkpoint import (
     IMAGE_ENCODER,
     MASK_ENCODER,
+    converted,
     file_sha256,
     read_safetensors,
     tensor_problems,
@@ -31,9 +32,8 @@ from event_sam3d_ros.sam3d.checkpoint import (
 from event_sam3d_ros.sam3d.config import FusionConfig, ModelConfig
 from event_sam3d_ros.sam3d.embedder_fuser import same_tensors
 from event_sam3d_ros.sam3d.event_fusion import EventFusion
-from event_sam3d_ros.sam3d.network import FlowNetwork
+from event_sam3d_ros.sam3d.network import build_empty
 
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENDINGS = (".ckpt", ".safetensors")
 FOLDERS = ("", "hf", "checkpoints/hf", "checkpoints")
 """Where the files may lie below the folder that is given: itself, the code's repository, the model's repository."""
@@ -136,7 +136,7 @@ def import_released(
         state |= event_branch(state, config)
     dtype = dtype or reduce(torch.promote_types, {tensor.dtype for tensor in state.values()})
     report(f"writing {out} as {type_name(dtype)}")
-    state = {name: _converted(name, tensor, dtype) for name, tensor in state.items()}
+    state = {name: converted(name, tensor, dtype).contiguous() for name, tensor in state.items()}
     hashes = ", ".join(f"{path.name} sha256 {file_sha256(path)}" for path in paths)
     info = {"name": "sam3d", "tag": config.name, "version": __version__, "licence": "SAM License", "sources": hashes}
     write_state(out, state, config, info)
@@ -169,8 +169,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 def _read_all(paths: list[Path], config: ModelConfig, report: Callable[[str], None]) -> tuple[dict[str, Tensor], int]:
     """The used tensors of all files under our names, and how many are left out; checked, what is wrong in one error."""
-    with torch.device("meta"):
-        expected = FlowNetwork(replace(config, fusion=NO_FUSION)).state_dict()
+    expected = build_empty(replace(config, fusion=NO_FUSION)).state_dict()
     state: dict[str, Tensor] = {}
     problems = []
     left_out = 0
@@ -202,7 +201,7 @@ def read_source(path: Path) -> dict[str, Tensor]:
             reason="corrupt_checkpoint",
         )
     if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
+        return read_safetensors(path)
     if not start.startswith(b"PK"):
         raise CheckpointError(f"{path} is not a file of torch.save; download it again", reason="corrupt_checkpoint")
     try:
@@ -220,8 +219,15 @@ def read_source(path: Path) -> dict[str, Tensor]:
             reason="corrupt_checkpoint",
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise CheckpointError(f"{path} holds no state dict", reason="foreign_checkpoint")
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(x, Tensor) for k, x in state.items()):
+        raise CheckpointError(f"{path} holds no state dict: tensors by name", reason="foreign_checkpoint")
+    without = [name for name, x in state.items() if x.is_meta or x.layout is not torch.strided or x.is_quantized]
+    if without:
+        raise CheckpointError(
+            f"{path} does not hold the numbers of {', '.join(without[:5])} one by one, but sparse, quantised or not at "
+            "all: save them as plain tensors",
+            reason="foreign_checkpoint",
+        )
     return state
 
 
@@ -233,14 +239,6 @@ def event_branch(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Ten
     encoder = _part(state, IMAGE_ENCODER + "backbone.")
     branch = {EVENT_ENCODER + name: tensor for name, tensor in encoder.items()}
     return branch | {EVENT_FUSION + name: tensor for name, tensor in fusion.state_dict().items()}
-
-
-def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # of the event encoder a copy: a file can't hold one tensor under two names, and training is to change one of them
-    converted = tensor.to(dtype, copy=name.startswith(EVENT_ENCODER)).contiguous()
-    if not converted.isfinite().all():
-        raise CheckpointError(f"{name} is too large for {type_name(dtype)}: use bf16", reason="wrong_checkpoint")
-    return converted
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -114,5 +114,6 @@ def conv_block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Seque
     """3x3 convolution, GroupNorm, GELU. Kaiming weights: the default initialisation leaves features almost equal
     across inputs, and training starts with a long plateau."""
     conv = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    if not conv.weight.is_meta:  # which has no numbers; for normal ones torch would import its compiler, 800 modules
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return nn.Sequential(conv, nn.GroupNorm(min(8, channels_out // 4), channels_out), nn.GELU())

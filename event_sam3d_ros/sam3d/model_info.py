@@ -6,7 +6,6 @@ those of the code and not of formulas beside it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,27 +13,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from event_sam3d_ros.errors import CheckpointError, ConfigurationError
-from event_sam3d_ros.sam3d.checkpoint import FORMAT, MASK_ENCODER
-from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig, from_dict
+from event_sam3d_ros.errors import ConfigurationError
+from event_sam3d_ros.sam3d.checkpoint import PRECISIONS, read_header
+from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig
 from event_sam3d_ros.sam3d.flops import count_flops
 from event_sam3d_ros.sam3d.flow import TIME_SCALE, draw_noise, schedule, seeded_generators
 from event_sam3d_ros.sam3d.geometry_flow import SHAPE
 from event_sam3d_ros.sam3d.memory import peak_memory
-from event_sam3d_ros.sam3d.network import FlowNetwork, Network, build
+from event_sam3d_ros.sam3d.network import FlowNetwork, Network, build_empty
 from event_sam3d_ros.sam3d.structure_vae import tokens_to_grid
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-"""bf16 takes what fp16 takes."""
+COLUMNS = {"fp32": "fp32", "fp16": "16 bits"}
+"""Of the table for people, by precision: bf16 takes what fp16 takes."""
 
 
 @dataclass(frozen=True)
 class StageInfo:
     """One stage of a network, for one object. By precision: ``weight_bytes``, and ``working_bytes``, what it makes
-    beside the weights where that is most. ``events`` is what event images add to ``condition``."""
+    beside the weights where that is most; of the direct head in fp32 alone, which its weights stay in whatever is
+    computed in. ``events`` is what event images add to ``condition``."""
 
     name: str
     parameters: int
@@ -62,13 +61,17 @@ class SamplingInfo:
 @dataclass(frozen=True)
 class MemoryInfo:
     """Bytes: ``weights`` of all stages; ``object``: what each object that is worked on at once adds; ``total``: with
-    one object; ``offload``: the same where the device has one stage at a time. Without the library's own: a CUDA
-    context takes some hundred MB."""
+    one object; ``offload``: the same where the device has one stage at a time, None for the direct head, which has no
+    offload. Without the library's own: a CUDA context takes some hundred MB."""
 
     weights: int
     object: int
     total: int
-    offload: int
+    offload: int | None
+
+    def sentence(self) -> str:
+        offload = "" if self.offload is None else f"; {_short(self.offload, 'B')} with one stage at a time"
+        return f"{_short(self.total, 'B')} for one object, {_short(self.object, 'B')} for each further one{offload}"
 
 
 @dataclass(frozen=True)
@@ -97,25 +100,29 @@ class ModelInfo:
         if self.parameters_with_one_encoder < self.parameters:
             count = _short(self.parameters_with_one_encoder)
             one_encoder = f" ({count} where images and masks have one encoder)"
+        columns = {name: column for name, column in COLUMNS.items() if name in self.memory}
+        sizes = "".join(
+            f"{f'{what} {first}':>14}" + "".join(f"{column:>10}" for column in others)
+            for what in ("weights", "working")
+            for first, *others in [columns.values()]
+        )
         lines = [
             f"{self.name}: {self.head} head, {_short(self.parameters)} parameters{one_encoder}, {self.tensors} tensors",
             "",
-            f"{'stage':<10}{'parameters':>11}{'tensors':>9}{'weights fp32':>14}{'fp16':>10}"
-            f"{'working fp32':>14}{'fp16':>10}{'FLOPs':>10}",
+            f"{'stage':<10}{'parameters':>11}{'tensors':>9}{sizes}{'FLOPs':>10}",
         ]
         for stage in self.stages:
-            weights, working = stage.weight_bytes, stage.working_bytes
-            lines.append(
-                f"{stage.name:<10}{_short(stage.parameters):>11}{stage.tensors:>9}"
-                f"{_short(weights['fp32'], 'B'):>14}{_short(weights['fp16'], 'B'):>10}"
-                f"{_short(working['fp32'], 'B'):>14}{_short(working['fp16'], 'B'):>10}{_short(stage.flops):>10}"
+            sizes = "".join(
+                f"{_short(size[name], 'B'):>{14 if name == 'fp32' else 10}}"
+                for size in (stage.weight_bytes, stage.working_bytes)
+                for name in columns
             )
+            counts = f"{stage.name:<10}{_short(stage.parameters):>11}{stage.tensors:>9}"
+            lines.append(f"{counts}{sizes}{_short(stage.flops):>10}")
         lines += ["", *(f"FLOPs of one object: {_short(self.flops)}", *self._sampling_lines()), ""]
-        for precision, memory in self.memory.items():
-            lines.append(
-                f"memory in {precision}: {_short(memory.total, 'B')} for one object, {_short(memory.object, 'B')} for "
-                f"each further one; {_short(memory.offload, 'B')} with one stage at a time"
-            )
+        lines += [f"memory in {column}: {self.memory[name].sentence()}" for name, column in columns.items()]
+        if self.head == "direct":
+            lines.append("bf16 and fp16 are computed by autocast: the weights stay in fp32")
         return lines
 
     def _sampling_lines(self) -> list[str]:
@@ -142,7 +149,8 @@ def find_model(name_or_path: str | Path, folder: Path) -> tuple[ModelConfig, boo
     if not path.is_file() and named.is_file():
         path = named
     if path.suffix == ".safetensors":
-        return _read_header(path)
+        header = read_header(path)
+        return header.config, header.one_encoder
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise ConfigurationError(
@@ -155,11 +163,7 @@ def find_model(name_or_path: str | Path, folder: Path) -> tuple[ModelConfig, boo
 def describe(config: ModelConfig, one_encoder: bool = False) -> ModelInfo:
     """Builds and runs the network of ``config`` on the meta device. Raises ConfigurationError where nothing can be
     built of it."""
-    try:
-        with torch.device("meta"):
-            network = build(config).eval()
-    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
-        raise ConfigurationError(f"no network can be built of the configuration {config.name}: {error}") from error
+    network = build_empty(config).eval()
     separate = _count(network)[0]
     shared = separate
     if isinstance(network, FlowNetwork):
@@ -179,7 +183,7 @@ def describe(config: ModelConfig, one_encoder: bool = False) -> ModelInfo:
         condition_tokens=network.condition.fuser.tokens if isinstance(network, FlowNetwork) else None,
         stages=stages,
         sampling=sampling,
-        memory={name: _memory(network.to(dtype), stages, name) for name, dtype in PRECISIONS.items()},
+        memory={name: _memory(network.to(dtype), stages, name) for name, dtype in _precisions(network).items()},
     )
 
 
@@ -191,21 +195,6 @@ def example_views(config: ModelConfig, objects: int, events: bool, device: torch
     if events:
         shapes |= {"event_image": (objects, 3), "rgb_event_image": (1, 3)}
     return {name: torch.rand(*shape, size, size, device=device) for name, shape in shapes.items()}
-
-
-def _read_header(path: Path) -> tuple[ModelConfig, bool]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata, names = file.metadata() or {}, list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error})", reason="no_checkpoint") from error
-    try:
-        if metadata.get("format") != FORMAT:
-            raise ConfigurationError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-        config = from_dict(ModelConfig, json.loads(metadata["config"]), where=f"configuration in {path}")
-    except (KeyError, ValueError, ConfigurationError) as error:
-        raise CheckpointError(f"{path} is no model of this package: {error}", reason="foreign_checkpoint") from error
-    return config, config.head == "flow" and not any(name.startswith(MASK_ENCODER) for name in names)
 
 
 class _Part(NamedTuple):
@@ -246,15 +235,15 @@ def _flow_parts(network: FlowNetwork) -> list[_Part]:
 
 @torch.inference_mode()
 def _stages(network: Network | FlowNetwork, sampling: SamplingInfo | None) -> list[StageInfo]:
-    working: dict[str, dict[str, int]] = {}
+    working: dict[str, dict[int, int]] = {}  # by the bytes of a number: bf16 takes what fp16 takes
     flops: dict[str, int] = {}
-    for precision, dtype in PRECISIONS.items():
+    sizes = {precision: dtype.itemsize for precision, dtype in _precisions(network).items()}
+    for dtype in {dtype.itemsize: dtype for dtype in _precisions(network).values()}.values():
         network.to(dtype)
         parts = _flow_parts(network) if isinstance(network, FlowNetwork) else _direct_parts(network)
         for part in parts:
-            peaks = working.setdefault(part.name, {})
-            run = partial(_keep_peak, peaks, precision, part.run)
-            if precision == "fp32":
+            run = partial(_keep_peak, working.setdefault(part.name, {}), dtype.itemsize, part.run)
+            if dtype is torch.float32:
                 flops[part.name] = count_flops(run)  # in the same pass
             else:
                 run()
@@ -265,13 +254,19 @@ def _stages(network: Network | FlowNetwork, sampling: SamplingInfo | None) -> li
     stages = []
     for part in parts:
         parameters, tensors, values = _count(*part.modules)
-        weights = {precision: values * dtype.itemsize for precision, dtype in PRECISIONS.items()}
-        stages.append(StageInfo(part.name, parameters, tensors, weights, working[part.name], flops[part.name]))
+        weights = {precision: values * size for precision, size in sizes.items()}
+        peaks = {precision: working[part.name][size] for precision, size in sizes.items()}
+        stages.append(StageInfo(part.name, parameters, tensors, weights, peaks, flops[part.name]))
     return stages
 
 
-def _keep_peak(peaks: dict[str, int], precision: str, run: Callable[[], Any]) -> None:
-    peaks[precision] = peak_memory(run)
+def _precisions(network: Network | FlowNetwork) -> dict[str, torch.dtype]:
+    """What the network's weights can be in: of the direct head float32."""
+    return PRECISIONS if isinstance(network, FlowNetwork) else {"fp32": torch.float32}
+
+
+def _keep_peak(peaks: dict[int, int], key: int, run: Callable[[], Any]) -> None:
+    peaks[key] = peak_memory(run)
 
 
 @torch.inference_mode()
@@ -304,7 +299,7 @@ def _memory(network: Network | FlowNetwork, stages: list[StageInfo], precision: 
     total = sum(weights.values())
     if not isinstance(network, FlowNetwork):
         each = max(working.values())
-        return MemoryInfo(total, each, total + each, total + each)
+        return MemoryInfo(total, each, total + each, None)
     each = network.memory_per_object
     placed = max(weights["condition"] + weights.get("events", 0), weights["flow"], weights["decoder"])
     return MemoryInfo(total, each, total + each, placed + each)

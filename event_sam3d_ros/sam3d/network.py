@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.sam3d.condition import ConditionStage, TokenConditionStage
 from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig
 from event_sam3d_ros.sam3d.embedder_fuser import batch_size
@@ -74,7 +75,7 @@ class FlowNetwork(nn.Module):
         ``device``: None for the weights'; ``memory``: bytes that objects may take beside the weights, None for no
         limit: more objects than fit go through each stage in turn, at least one at a time.
         """
-        device = torch.device(device) if device is not None else next(self.parameters()).device
+        device = resolved(device, next(self.parameters()).device)
         sampler = sampler or self.config.flow.sampler
         count = batch_size(views)
         at_once = count if memory is None else max(1, min(count, memory // self.memory_per_object))
@@ -100,6 +101,12 @@ class FlowNetwork(nn.Module):
         return max(self.flow.memory_per_object(fuser.tokens), fuser.pointmap_memory_per_object)
 
 
+def resolved(device: torch.device | str | None, home: torch.device) -> torch.device:
+    """The device that a call names, for weights that are at ``home``: "cuda" is whichever GPU they are on."""
+    device = home if device is None else torch.device(device)
+    return home if device.index is None and device.type == home.type else device
+
+
 def _rows(views: Mapping[str, Tensor], chunk: slice, device: torch.device) -> dict[str, Tensor]:
     """The inputs of some of the objects, on ``device``; what all objects share stays as it is.
 
@@ -115,8 +122,7 @@ def _placed(stage: nn.Module, device: torch.device) -> Iterator[None]:
     Those at home are put back as they were instead of copied back: nothing changed them, and the way back would take
     as long as the way there.
     """
-    at_home = next(stage.parameters()).device
-    if at_home.type == device.type and device.index in (None, at_home.index):  # "cuda" is whichever they are on
+    if next(stage.parameters()).device == device:
         yield
         return
     tables: list[dict[str, Any]] = [
@@ -135,3 +141,13 @@ def _placed(stage: nn.Module, device: torch.device) -> Iterator[None]:
 def build(config: ModelConfig) -> Network | FlowNetwork:
     """The network that a configuration describes, with random weights."""
     return Network(config) if config.head == "direct" else FlowNetwork(config)
+
+
+def build_empty(config: ModelConfig) -> Network | FlowNetwork:
+    """The same on the meta device: without memory for weights. ConfigurationError where nothing can be built."""
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise ConfigurationError(f"no network can be built of the configuration {config.name!r}: {why}") from error

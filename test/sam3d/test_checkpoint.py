@@ -1,38 +1,21 @@
 """Model files: exact round trip, and one clear error for every kind of wrong file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import TINY
 
 from event_sam3d_ros.errors import CheckpointError
 from event_sam3d_ros.sam3d.checkpoint import MASK_ENCODER, load_checkpoint, save_checkpoint
-from event_sam3d_ros.sam3d.config import (
-    EncoderConfig,
-    FlowConfig,
-    FlowHeadConfig,
-    FusionConfig,
-    ModelConfig,
-    PointmapConfig,
-    StructureConfig,
-    to_dict,
-)
+from event_sam3d_ros.sam3d.config import ModelConfig, to_dict
 from event_sam3d_ros.sam3d.network import Network, build
 
 INFO = {"tag": "test", "version": "1", "licence": "Apache-2.0"}
-FLOW = ModelConfig(
-    name="tiny",
-    head="flow",
-    encoder=EncoderConfig(28, 14, 3, 16, 2, 2, registers=4, stem=(), mask_token=True),
-    fusion=FusionConfig(stems=(), blocks=(1,), heads=2, tokens="cattn"),
-    flow=FlowConfig(
-        PointmapConfig(16, 8, 12, 2),
-        FlowHeadConfig(width=24, condition_width=16, depth=2, heads=2, resolution=2),
-        StructureConfig((16, 8), 1, 1),
-    ),
-)
+FLOW = replace(TINY, fusion=replace(TINY.fusion, tokens="cattn"))
 WEIGHTS = Path(__file__).parents[2] / "weights" / "event-sam3d-nano.safetensors"
 CONFIGS = {"direct": ModelConfig(), "flow": FLOW}
 

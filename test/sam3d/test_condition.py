@@ -6,17 +6,17 @@ import copy
 
 import pytest
 import torch
+from tiny import TINY, make_views, randomise
 
 from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.sam3d.condition import TokenConditionStage
-from event_sam3d_ros.sam3d.config import EncoderConfig, FusionConfig, ModelConfig, PointmapConfig
+from event_sam3d_ros.sam3d.config import FusionConfig, ModelConfig
 from event_sam3d_ros.sam3d.embedder_fuser import POINTMAPS, EmbedderFuser
 from event_sam3d_ros.sam3d.event_fusion import TokenAttention
 from event_sam3d_ros.sam3d.layers import Block
 from event_sam3d_ros.sam3d.network import Network
 
-ENCODER = EncoderConfig(28, 7, 3, 32, 3, 4, registers=2, stem=(), mask_token=True)
-POINTMAP = PointmapConfig(input_size=16, patch_size=4, width=16, heads=4)
+ENCODER, POINTMAP = TINY.encoder, TINY.flow.pointmap
 FUSIONS = {
     "blocks": FusionConfig(stems=(), blocks=(0, 2)),
     "gated": FusionConfig(stems=(), blocks=(), tokens="gated"),
@@ -26,30 +26,13 @@ FUSIONS = {
 }
 
 
-def make_inputs(batch: int = 2, events: bool = False) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    channels = {"image": 3, "rgb_image": 3, "mask": 1, "rgb_image_mask": 1, "pointmap": 3, "rgb_pointmap": 3}
-    if events:
-        channels |= {"event_image": 3, "rgb_event_image": 3}
-    inputs = {name: torch.rand(batch, c, 30, 30, generator=generator) for name, c in channels.items()}
-    inputs["pointmap"][:, :, :10, 5:15] = torch.nan
-    return inputs
-
-
-def scramble(module: torch.nn.Module) -> None:
-    """Random numbers in all that starts at zero or one, so that nothing hides behind it; gates stay closed."""
-    generator = torch.Generator().manual_seed(2)
-    for name, parameter in module.named_parameters():
-        if not any(part.startswith("gate") for part in name.split(".")):
-            with torch.no_grad():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+def make_inputs(objects: int = 2, events: bool = False) -> dict[str, torch.Tensor]:
+    return make_views(objects, events, frames=objects)
 
 
 def make_stage(fusion: FusionConfig | None = None) -> TokenConditionStage:
     torch.manual_seed(0)
-    stage = TokenConditionStage(ENCODER, POINTMAP, fusion).eval()
-    scramble(stage)
-    return stage
+    return randomise(TokenConditionStage(ENCODER, POINTMAP, fusion), 0.05)
 
 
 @pytest.fixture(params=FUSIONS)
@@ -76,8 +59,7 @@ def tensors(fuser: EmbedderFuser, shared: bool) -> dict[str, torch.Tensor]:
 @torch.inference_mode()
 def test_first_of_a_block_equals_the_whole_blocks_first_token():
     torch.manual_seed(0)
-    block, x = Block(32, 4, 2.0), torch.randn(5, 9, 32)
-    scramble(block)
+    block, x = randomise(Block(32, 4, 2.0), 0.05), torch.randn(5, 9, 32)
     torch.testing.assert_close(block.first(x), block(x)[:, :1], atol=1e-6, rtol=0)
 
 
@@ -150,7 +132,7 @@ def test_event_images_go_through_one_batch(stage):
 @torch.inference_mode()
 def test_events_alone_take_the_images_places(stage):
     inputs = make_inputs(events=True)
-    stage.initialize_events()
+    stage.event_encoder.load_state_dict(stage.fuser.image_encoder.state_dict())
     as_images = {**inputs, "image": inputs["event_image"], "rgb_image": inputs["rgb_event_image"]}
     expected = stage.fuser({name: x for name, x in as_images.items() if "event" not in name})
     alone = stage({name: x for name, x in inputs.items() if name not in ("image", "rgb_image")})

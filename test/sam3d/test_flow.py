@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import assert_close, randomise
 
 from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.sam3d.config import FlowHeadConfig, SamplerConfig, from_dict
@@ -15,13 +16,8 @@ BATCH_TOLERANCE = 1e-5  # of the sample after 44 evaluations; measured are 5e-7
 
 
 def random_flow(config: FlowHeadConfig = SMALL) -> GeometryFlow:
-    """Weights for which nothing is closed or zero."""
     torch.manual_seed(0)
-    flow = GeometryFlow(config).eval()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return flow
+    return randomise(GeometryFlow(config))
 
 
 def condition_tokens(objects: int, config: FlowHeadConfig = SMALL, seed: int = 1) -> torch.Tensor:
@@ -38,13 +34,6 @@ def plain_velocity(flow: GeometryFlow, tokens: torch.Tensor):
         return conditional, flow(latents, time, step_size, flow.condition(0 * tokens))[0]
 
     return velocity
-
-
-def assert_close(result, expected, tolerance):
-    assert result.keys() == expected.keys()
-    for name, value in expected.items():
-        limit = tolerance * max(1.0, value.abs().max().item())
-        torch.testing.assert_close(result[name], value, rtol=0, atol=limit, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 25])

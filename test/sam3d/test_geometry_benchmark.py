@@ -12,30 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import TINY
 
-from event_sam3d_ros.sam3d.config import (
-    EncoderConfig,
-    FlowConfig,
-    FlowHeadConfig,
-    FusionConfig,
-    ModelConfig,
-    PointmapConfig,
-    StructureConfig,
-    to_dict,
-)
+from event_sam3d_ros.sam3d.config import ModelConfig, to_dict
 from event_sam3d_ros.sam3d.network import FlowNetwork, build
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "geometry.py"
-TINY = ModelConfig(
-    name="tiny",
-    head="flow",
-    encoder=EncoderConfig(28, 14, 3, 32, 2, 2, registers=2, stem=(), mask_token=True),
-    fusion=FusionConfig(stems=(), blocks=(1,), heads=2),
-    flow=FlowConfig(
-        PointmapConfig(32, 8, 16, 2), FlowHeadConfig(32, 32, 2, 2, 2.0, 4, 4), StructureConfig((8, 8), 1, 1)
-    ),
-)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,54 +12,19 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from tiny import TINY, make_views, randomise
 
 from event_sam3d_ros.cli import main
 from event_sam3d_ros.errors import CheckpointError, ConfigurationError
 from event_sam3d_ros.sam3d.checkpoint import file_sha256, load_checkpoint
-from event_sam3d_ros.sam3d.config import ModelConfig, from_dict, to_dict
-from event_sam3d_ros.sam3d.embedder_fuser import INPUTS
+from event_sam3d_ros.sam3d.config import ModelConfig, to_dict
 from event_sam3d_ros.sam3d.flow import seeded_generators
 from event_sam3d_ros.sam3d.import_released import NO_FUSION, import_released
 from event_sam3d_ros.sam3d.network import FlowNetwork
 
 ROOT = Path(__file__).parents[2]
 EMBEDDER, BACKBONE = "_base_models.condition_embedder.", "_base_models.generator.reverse_fn.backbone."
-CONFIG = from_dict(
-    ModelConfig,
-    {
-        "name": "tiny",
-        "head": "flow",
-        "encoder": {
-            "image_size": 28,
-            "patch_size": 14,
-            "in_channels": 3,
-            "width": 16,
-            "depth": 3,
-            "heads": 2,
-            "registers": 4,
-            "stem": [],
-            "mask_token": True,
-        },
-        "fusion": {"stems": [], "blocks": [0, 2], "heads": 2},
-        "flow": {
-            "pointmap": {"input_size": 16, "patch_size": 8, "width": 12, "heads": 2},
-            "transformer": {"width": 24, "condition_width": 16, "depth": 2, "heads": 2, "resolution": 2},
-            "structure": {"channels": [16, 8], "blocks": 1, "middle_blocks": 1},
-            "sampler": {"steps": 2},
-        },
-    },
-    where="test",
-)
-PLAIN = replace(CONFIG, fusion=NO_FUSION)
-
-
-def randomise(network: FlowNetwork) -> FlowNetwork:
-    """Random numbers everywhere: what starts as zeros or ones would hide a mix-up."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in network.state_dict().values():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    return network.eval()
+PLAIN = replace(TINY, fusion=NO_FUSION)
 
 
 def write_official(folder: Path, network: FlowNetwork, shared: bool = True) -> None:
@@ -97,12 +62,6 @@ def official(tmp_path):
     return tmp_path / "hf", network
 
 
-def views(count: int = 2) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    channels = {name: 1 if "mask" in name else 3 for name in INPUTS}
-    return {name: torch.rand(count, c, 28, 28, generator=generator) for name, c in channels.items()}
-
-
 def outputs(network: FlowNetwork, inputs: dict[str, torch.Tensor]):
     with torch.no_grad():
         result = network(inputs, seeded_generators([3] * len(inputs["mask"])))
@@ -113,7 +72,7 @@ def outputs(network: FlowNetwork, inputs: dict[str, torch.Tensor]):
 def test_imported_weights_give_the_same_numbers(tmp_path, shared):
     network = randomise(FlowNetwork(PLAIN))
     write_official(tmp_path / "hf", network, shared)
-    imported = import_released(tmp_path / "hf", tmp_path / "m.safetensors", CONFIG)
+    imported = import_released(tmp_path / "hf", tmp_path / "m.safetensors", TINY)
     assert imported.encoders_shared == shared
     assert imported.dtype is torch.float32
     assert imported.not_used == ["slat_generator.ckpt"]
@@ -124,7 +83,7 @@ def test_imported_weights_give_the_same_numbers(tmp_path, shared):
     assert imported.values == sum(
         x.numel() for x in {id(x): x for x in loaded.state_dict(keep_vars=True).values()}.values()
     )
-    inputs = views()
+    inputs = make_views(2)
     for ours, theirs in zip(outputs(loaded, inputs), outputs(network, inputs), strict=True):
         assert ours.isfinite().all() and ours.std() > 0
         assert torch.equal(ours, theirs)
@@ -132,7 +91,7 @@ def test_imported_weights_give_the_same_numbers(tmp_path, shared):
 
 def test_the_file_says_what_it_is(official, tmp_path):
     folder, _ = official
-    import_released(folder, tmp_path / "m.safetensors", CONFIG)
+    import_released(folder, tmp_path / "m.safetensors", TINY)
     _, info = load_checkpoint(tmp_path / "m.safetensors")
     assert info["name"] == "sam3d" and info["licence"] == "SAM License"
     for name in ("ss_generator.ckpt", "ss_decoder.ckpt"):
@@ -143,7 +102,7 @@ def test_the_file_says_what_it_is(official, tmp_path):
 def test_stored_type(official, tmp_path, name):
     folder, network = official
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    import_released(folder, tmp_path / "m.safetensors", CONFIG, dtype)
+    import_released(folder, tmp_path / "m.safetensors", TINY, dtype)
     loaded, _ = load_checkpoint(tmp_path / "m.safetensors")
     expected = network.state_dict()
     for key, tensor in loaded.state_dict().items():
@@ -153,14 +112,14 @@ def test_stored_type(official, tmp_path, name):
 
 def test_closed_gates_of_a_new_event_branch_change_nothing(official, tmp_path):
     folder, network = official
-    import_released(folder, tmp_path / "m.safetensors", CONFIG, events=True)
+    import_released(folder, tmp_path / "m.safetensors", TINY, events=True)
     loaded, _ = load_checkpoint(tmp_path / "m.safetensors")
-    assert loaded.config == CONFIG
+    assert loaded.config == TINY
     encoder, copied = loaded.condition.fuser.image_encoder, loaded.condition.event_encoder
     assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), copied.parameters(), strict=True))
     assert not {x.data_ptr() for x in encoder.parameters()} & {x.data_ptr() for x in copied.parameters()}
-    inputs = views()
-    events = {"event_image": torch.rand(2, 3, 28, 28), "rgb_event_image": torch.rand(2, 3, 28, 28)}
+    inputs = make_views(2)
+    events = {"event_image": torch.rand(2, 3, 28, 28), "rgb_event_image": torch.rand(1, 3, 28, 28)}
     plain = outputs(network, inputs)
     assert all(map(torch.equal, outputs(loaded, {**inputs, **events}), plain))
     with torch.no_grad():
@@ -173,7 +132,7 @@ def test_a_new_event_branch_is_always_the_same(official, tmp_path):
     folder, _ = official
     state = torch.random.get_rng_state()
     for name in "ab":
-        import_released(folder, tmp_path / name, CONFIG, events=True)
+        import_released(folder, tmp_path / name, TINY, events=True)
     first, second = (load_checkpoint(tmp_path / name)[0].state_dict() for name in "ab")
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -188,7 +147,7 @@ def test_events_need_a_configuration_that_says_where(official, tmp_path):
 def test_folders_that_hold_the_files(official, tmp_path, place):
     root = tmp_path / "root"
     shutil.copytree(official[0], root / place)
-    import_released(root, tmp_path / "m.safetensors", CONFIG)
+    import_released(root, tmp_path / "m.safetensors", TINY)
     assert load_checkpoint(tmp_path / "m.safetensors")[0].config == PLAIN
 
 
@@ -197,7 +156,7 @@ def test_safetensors_of_the_same_names(official, tmp_path):
     generator = torch.load(folder / "ss_generator.ckpt", weights_only=True)["state_dict"]
     save_file(generator, str(folder / "ss_generator.safetensors"))
     (folder / "ss_generator.ckpt").unlink()
-    import_released(folder, tmp_path / "m.safetensors", CONFIG)
+    import_released(folder, tmp_path / "m.safetensors", TINY)
     loaded = load_checkpoint(tmp_path / "m.safetensors")[0].state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())
 
@@ -209,7 +168,7 @@ def test_all_that_does_not_fit_is_in_one_error(official, tmp_path):
         del state[EMBEDDER + "idx_emb"]
         state["surplus"] = torch.zeros(1)
         state[BACKBONE + "t_embedder.mlp.0.bias"] = torch.zeros(7)
-        state[BACKBONE + "t_embedder.mlp.2.bias"] = torch.zeros(24, dtype=torch.int64)
+        state[BACKBONE + "t_embedder.mlp.2.bias"] = torch.zeros(48, dtype=torch.int64)
 
     def poison(state):
         state["out_layer.2.bias"] = torch.full((1,), float("nan"))
@@ -217,12 +176,12 @@ def test_all_that_does_not_fit_is_in_one_error(official, tmp_path):
     change(folder / "ss_generator.ckpt", damage)
     change(folder / "ss_decoder.ckpt", poison)
     with pytest.raises(CheckpointError) as error:
-        import_released(folder, tmp_path / "m.safetensors", CONFIG)
+        import_released(folder, tmp_path / "m.safetensors", TINY)
     assert error.value.reason == "wrong_checkpoint"
     for part in (
         f"ss_generator.ckpt: missing: {EMBEDDER}idx_emb",
         "extra: surplus",
-        "mlp.0.bias is (7,), expected (24,)",
+        "mlp.0.bias is (7,), expected (48,)",
         "mlp.2.bias is int64",
         "ss_decoder.ckpt: NaN or inf: out_layer.2.bias",
     ):
@@ -231,16 +190,16 @@ def test_all_that_does_not_fit_is_in_one_error(official, tmp_path):
 
 
 def test_another_depth_is_named(official, tmp_path):
-    deeper = replace(CONFIG.flow, transformer=replace(CONFIG.flow.transformer, depth=3))
+    deeper = replace(TINY.flow, transformer=replace(TINY.flow.transformer, depth=3))
     with pytest.raises(CheckpointError, match=r"missing: \S+blocks\.2\.\S+, .* and \d+ more"):
-        import_released(official[0], tmp_path / "m.safetensors", replace(CONFIG, flow=deeper))
+        import_released(official[0], tmp_path / "m.safetensors", replace(TINY, flow=deeper))
 
 
 def test_numbers_beyond_float16_are_refused(official, tmp_path):
     folder, _ = official
     change(folder / "ss_generator.ckpt", lambda state: state[EMBEDDER + "idx_emb"].fill_(1e6))
     with pytest.raises(CheckpointError, match="idx_emb is too large for float16"):
-        import_released(folder, tmp_path / "m.safetensors", CONFIG, torch.float16)
+        import_released(folder, tmp_path / "m.safetensors", TINY, torch.float16)
     assert not list(tmp_path.glob("m.*"))
 
 
@@ -256,7 +215,7 @@ def test_a_pickle_with_a_program_is_not_run(official, tmp_path, monkeypatch, leg
     content = {"state_dict": {"x": Program()}}
     torch.save(content, folder / "ss_generator.ckpt", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError) as error:
-        import_released(folder, tmp_path / "m.safetensors", CONFIG)
+        import_released(folder, tmp_path / "m.safetensors", TINY)
     assert error.value.reason == ("corrupt_checkpoint" if legacy else "unsafe_checkpoint")
     assert not (tmp_path / "ran").exists()
 
@@ -268,7 +227,7 @@ def test_truncated_pickles(official, tmp_path, name, keep):
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
     with pytest.raises(CheckpointError, match=name) as error:
-        import_released(official[0], tmp_path / "m.safetensors", CONFIG)
+        import_released(official[0], tmp_path / "m.safetensors", TINY)
     assert error.value.reason == "corrupt_checkpoint"
     assert "\n" not in str(error.value)
 
@@ -283,7 +242,7 @@ def test_truncated_pickles(official, tmp_path, name, keep):
 def test_files_that_a_failed_download_leaves(official, tmp_path, content, reason):
     (official[0] / "ss_decoder.ckpt").write_bytes(content)
     with pytest.raises(CheckpointError, match="ss_decoder.ckpt") as error:
-        import_released(official[0], tmp_path / "m.safetensors", CONFIG)
+        import_released(official[0], tmp_path / "m.safetensors", TINY)
     assert error.value.reason == reason
 
 
@@ -291,18 +250,18 @@ def test_files_that_a_failed_download_leaves(official, tmp_path, content, reason
 def test_pickles_without_tensors_by_name(official, tmp_path, content):
     torch.save(content, official[0] / "ss_decoder.ckpt")
     with pytest.raises(CheckpointError, match="no state dict"):
-        import_released(official[0], tmp_path / "m.safetensors", CONFIG)
+        import_released(official[0], tmp_path / "m.safetensors", TINY)
 
 
 def test_missing_files_are_named(official, tmp_path):
     folder, _ = official
     (folder / "ss_decoder.ckpt").unlink()
     with pytest.raises(CheckpointError, match="no ss_decoder.ckpt in"):
-        import_released(folder, tmp_path / "m.safetensors", CONFIG)
+        import_released(folder, tmp_path / "m.safetensors", TINY)
     with pytest.raises(CheckpointError, match="no ss_generator.ckpt and no ss_decoder.ckpt"):
-        import_released(ROOT, tmp_path / "m.safetensors", CONFIG)
+        import_released(ROOT, tmp_path / "m.safetensors", TINY)
     with pytest.raises(CheckpointError, match="not a folder"):
-        import_released(tmp_path / "none", tmp_path / "m.safetensors", CONFIG)
+        import_released(tmp_path / "none", tmp_path / "m.safetensors", TINY)
 
 
 def test_nano_is_no_configuration_of_sam3d(official, tmp_path):
@@ -313,7 +272,7 @@ def test_nano_is_no_configuration_of_sam3d(official, tmp_path):
 @pytest.fixture
 def command(official, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("tiny.yaml").write_text(yaml.safe_dump(to_dict(CONFIG)))
+    Path("tiny.yaml").write_text(yaml.safe_dump(to_dict(TINY)))
     return ["import-sam3d", str(official[0]), "--config", "tiny.yaml"]
 
 
@@ -330,7 +289,7 @@ def test_command(command, capsys):
     assert "--force" in capsys.readouterr().err
     assert main([*command, "--force", "--dtype", "bf16", "--events"]) == 0
     network, _ = load_checkpoint("event-sam3d-tiny.safetensors")
-    assert network.config == CONFIG
+    assert network.config == TINY
     assert next(network.parameters()).dtype is torch.bfloat16
 
 
@@ -347,14 +306,14 @@ def test_a_source_is_not_overwritten(official, tmp_path):
     folder, _ = official
     before = (folder / "ss_decoder.ckpt").read_bytes()
     with pytest.raises(CheckpointError, match="choose another name"):
-        import_released(folder, folder / "ss_decoder.ckpt", CONFIG, force=True)
+        import_released(folder, folder / "ss_decoder.ckpt", TINY, force=True)
     assert (folder / "ss_decoder.ckpt").read_bytes() == before
 
 
 def test_the_output_may_lie_beside_the_sources(official):
     folder, _ = official
     for _ in range(2):
-        imported = import_released(folder, folder / "m.safetensors", CONFIG, force=True)
+        imported = import_released(folder, folder / "m.safetensors", TINY, force=True)
         assert imported.not_used == ["slat_generator.ckpt"]
 
 

@@ -8,21 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import TINY
 
 from event_sam3d_ros.cli import main
 from event_sam3d_ros.errors import CheckpointError, ConfigurationError
 from event_sam3d_ros.sam3d.checkpoint import save_checkpoint
-from event_sam3d_ros.sam3d.config import (
-    EncoderConfig,
-    FlowConfig,
-    FlowHeadConfig,
-    FusionConfig,
-    ModelConfig,
-    PointmapConfig,
-    SamplerConfig,
-    StructureConfig,
-    to_dict,
-)
+from event_sam3d_ros.sam3d.config import FusionConfig, ModelConfig, SamplerConfig, to_dict
 from event_sam3d_ros.sam3d.flops import count_flops
 from event_sam3d_ros.sam3d.flow import seeded_generators
 from event_sam3d_ros.sam3d.memory import peak_memory
@@ -30,18 +21,6 @@ from event_sam3d_ros.sam3d.model_info import ModelInfo, describe, example_views,
 from event_sam3d_ros.sam3d.network import FlowNetwork, build
 
 MODELS = Path(__file__).parents[2] / "config" / "models"
-TINY = ModelConfig(
-    name="tiny",
-    head="flow",
-    encoder=EncoderConfig(28, 14, 3, 32, 2, 2, registers=2, stem=(), mask_token=True),
-    fusion=FusionConfig(stems=(), blocks=(1,), heads=2),
-    flow=FlowConfig(
-        PointmapConfig(32, 8, 16, 2),
-        FlowHeadConfig(32, 32, 2, 2, 2.0, 4, 4),
-        StructureConfig((16, 8, 4), 1, 1),
-        SamplerConfig(steps=3),
-    ),
-)
 
 
 def config_of(name: str) -> ModelConfig:
@@ -66,7 +45,8 @@ def test_full_has_the_released_tensors(full):
     """Counts of the released checkpoints (facebookresearch/sam-3d-objects); the flow's positions are a buffer."""
     assert (stage(full, "condition").tensors, stage(full, "condition").parameters) == (722, 634_485_760)
     assert (stage(full, "flow").tensors, stage(full, "flow").parameters) == (945, 959_962_133)
-    assert stage(full, "flow").weight_bytes == {"fp32": 4 * 964_156_437, "fp16": 2 * 964_156_437}
+    values = 964_156_437
+    assert stage(full, "flow").weight_bytes == {"fp32": 4 * values, "bf16": 2 * values, "fp16": 2 * values}
     assert (stage(full, "decoder").tensors, stage(full, "decoder").parameters) == (74, 73_671_201)
     assert full.condition_tokens == 7528
     assert full.parameters - full.parameters_with_one_encoder == 304_372_736
@@ -123,7 +103,8 @@ def test_sums(tiny):
     assert tiny.parameters == sum(stage.parameters for stage in tiny.stages)
     assert tiny.tensors == sum(stage.tensors for stage in tiny.stages)
     values = sum(tensor.numel() for tensor in network.state_dict().values())
-    assert {name: memory.weights for name, memory in tiny.memory.items()} == {"fp32": 4 * values, "fp16": 2 * values}
+    sizes = {"fp32": 4, "bf16": 2, "fp16": 2}
+    assert {name: memory.weights for name, memory in tiny.memory.items()} == {p: n * values for p, n in sizes.items()}
     views = example_views(TINY, 1, True, "meta")
     assert tiny.flops == count_flops(lambda: network(views, seeded_generators([0])))
 
@@ -147,7 +128,21 @@ def test_a_direct_head_in_numbers():
     assert info.parameters == info.parameters_with_one_encoder == sum(p.numel() for p in network.parameters())
     assert info.condition_tokens is None and info.sampling is None
     assert [stage.name for stage in info.stages] == ["condition", "events", "geometry"]
-    assert all(0 < s.working_bytes["fp16"] < s.working_bytes["fp32"] for s in info.stages)
+    assert all(s.working_bytes["fp32"] > 0 for s in info.stages)
+
+
+def test_a_direct_head_has_its_weights_in_float32_and_no_offload():
+    """Other precisions are autocast's, which leaves the weights as they are."""
+    info = describe(config_of("nano"))
+    assert info.memory.keys() == {"fp32"} and info.memory["fp32"].offload is None
+    assert all(stage.weight_bytes.keys() == stage.working_bytes.keys() == {"fp32"} for stage in info.stages)
+    said = "\n".join(info.lines())
+    assert "16 bits" not in said and "one stage at a time" not in said and "autocast" in said
+
+
+def test_working_memory_shrinks_with_the_type(tiny):
+    assert all(0 < s.working_bytes["fp16"] < s.working_bytes["fp32"] for s in tiny.stages)
+    assert all(s.working_bytes["fp16"] == s.working_bytes["bf16"] for s in tiny.stages)
 
 
 def test_a_file_says_whether_the_encoders_are_one(tmp_path, tiny):
@@ -169,7 +164,7 @@ def test_json_has_stable_keys(capsys, tmp_path):
     path.write_text(json.dumps(to_dict(TINY)))  # JSON is YAML
     assert main(["model-info", str(path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    precisions = {"fp32", "fp16"}
+    precisions = {"fp32", "bf16", "fp16"}
     assert set(said) == {
         *("name", "head", "parameters", "parameters_with_one_encoder", "tensors", "flops", "condition_tokens"),
         *("stages", "sampling", "memory"),
@@ -190,7 +185,7 @@ def test_the_table_has_every_stage(capsys):
     assert main(["model-info", "nano"]) == 0
     said = capsys.readouterr().out
     assert "nano: direct head, 2.88 M parameters, 239 tensors" in said
-    assert all(f"\n{name}" in said for name in ("condition", "events", "geometry", "memory in fp16"))
+    assert all(f"\n{name}" in said for name in ("condition", "events", "geometry", "memory in fp32"))
 
 
 def test_an_unknown_model_is_named_beside_the_known_ones(capsys):
@@ -202,9 +197,10 @@ def test_an_unknown_model_is_named_beside_the_known_ones(capsys):
 def test_files_of_others_are_refused(tmp_path):
     path = tmp_path / "broken.safetensors"
     path.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match=str(path)):
+    with pytest.raises(CheckpointError, match=str(path)) as damaged:
         find_model(path, MODELS)
-    with pytest.raises(CheckpointError) as error:
+    assert damaged.value.reason == "corrupt_checkpoint"
+    with pytest.raises(CheckpointError, match="no model file at") as error:
         find_model(tmp_path / "missing.safetensors", MODELS)
     assert error.value.reason == "no_checkpoint"
     with pytest.raises(ConfigurationError) as unknown:
@@ -212,6 +208,8 @@ def test_files_of_others_are_refused(tmp_path):
     assert unknown.value.reason == "unknown_model"
 
 
-def test_a_configuration_of_nothing_is_refused():
-    with pytest.raises(ConfigurationError, match="tiny"):
-        describe(dataclasses.replace(TINY, flow=dataclasses.replace(TINY.flow, structure=StructureConfig((), 1, 1))))
+def test_a_configuration_that_no_memory_holds_is_refused():
+    wide = dataclasses.replace(TINY.encoder, width=2**40, heads=2)
+    transformer = dataclasses.replace(TINY.flow.transformer, condition_width=2**40)
+    with pytest.raises(ConfigurationError, match="no network can be built of the configuration 'tiny'"):
+        describe(dataclasses.replace(TINY, encoder=wide, flow=dataclasses.replace(TINY.flow, transformer=transformer)))

@@ -2,70 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tiny import TINY, assert_close, make_views, randomise
 from torch import Tensor
 
-from event_sam3d_ros.sam3d.config import (
-    EncoderConfig,
-    FlowConfig,
-    FlowHeadConfig,
-    FusionConfig,
-    ModelConfig,
-    PointmapConfig,
-    SamplerConfig,
-    StructureConfig,
-)
+from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig
 from event_sam3d_ros.sam3d.flow import seeded_generators
 from event_sam3d_ros.sam3d.memory import peak_memory
 from event_sam3d_ros.sam3d.network import FlowGeometry, FlowNetwork, Network, build
 
 OBJECTS = 3
-BATCH_TOLERANCE = 2e-5  # of logits and poses after 4 guided steps; measured are 2e-6
-
-
-def tiny(tokens: str = "") -> ModelConfig:
-    return ModelConfig(
-        name="tiny",
-        head="flow",
-        encoder=EncoderConfig(28, 7, 3, 32, 3, 4, registers=2, stem=(), mask_token=True),
-        fusion=FusionConfig(stems=(), blocks=(0, 2), tokens=tokens),
-        flow=FlowConfig(
-            PointmapConfig(input_size=16, patch_size=4, width=16, heads=4),
-            FlowHeadConfig(width=32, condition_width=32, depth=2, heads=4, resolution=4, channels=4),
-            StructureConfig((16, 8), 1, 1),
-            SamplerConfig(steps=4),
-        ),
-    )
+BATCH_TOLERANCE = 2e-5  # of logits and poses after 5 steps; measured are 2e-6
 
 
 def make_network(tokens: str = "") -> FlowNetwork:
-    """Weights for which nothing is closed or zero but the gates of the events."""
     torch.manual_seed(0)
-    network = build(tiny(tokens)).eval()
-    assert isinstance(network, FlowNetwork) and network.condition.fusion is not None
-    gates = {id(gate) for gate in network.condition.fusion.gates().values()}
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if id(parameter) not in gates:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return network
+    network = build(replace(TINY, fusion=replace(TINY.fusion, tokens=tokens)))
+    assert isinstance(network, FlowNetwork)
+    return randomise(network)
 
 
 @pytest.fixture
 def network() -> FlowNetwork:
     return make_network()
-
-
-def make_views(events: bool = False, objects: int = OBJECTS) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    rows = {"image": (objects, 3), "mask": (objects, 1), "rgb_image_mask": (objects, 1), "rgb_image": (1, 3)}
-    rows |= {"pointmap": (objects, 3), "rgb_pointmap": (objects, 3)}
-    if events:
-        rows |= {"event_image": (objects, 3), "rgb_event_image": (1, 3)}
-    views = {name: torch.rand(*shape, 30, 30, generator=generator) for name, shape in rows.items()}
-    views["pointmap"][:, :, :10, 5:15] = torch.nan
-    return views
 
 
 @torch.inference_mode()
@@ -79,12 +41,6 @@ def numbers(geometry: FlowGeometry) -> dict[str, Tensor]:
 
 def assert_same(a: FlowGeometry, b: FlowGeometry) -> None:
     assert all(torch.equal(x, numbers(b)[name]) for name, x in numbers(a).items())
-
-
-def assert_close(a: FlowGeometry, b: FlowGeometry, tolerance: float) -> None:
-    for name, expected in numbers(b).items():
-        limit = tolerance * max(1.0, expected.abs().max().item())
-        torch.testing.assert_close(numbers(a)[name], expected, rtol=0, atol=limit, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def differ(a: FlowGeometry, b: FlowGeometry) -> bool:
@@ -102,12 +58,12 @@ def open_gates(network: FlowNetwork) -> None:
 
 def test_the_head_chooses_the_network():
     assert isinstance(build(ModelConfig()), Network)
-    assert isinstance(build(tiny()), FlowNetwork)
+    assert isinstance(build(TINY), FlowNetwork)
 
 
 def test_shapes_and_types(network):
-    geometry = run(network, make_views())
-    assert geometry.logits.shape == (OBJECTS, 8, 8, 8)
+    geometry = run(network, make_views(OBJECTS))
+    assert geometry.logits.shape == (OBJECTS, *[TINY.flow.resolution] * 3)
     assert {name: tuple(x.shape) for name, x in geometry.pose.items()} == {
         "6drotation_normalized": (OBJECTS, 1, 6),
         "translation": (OBJECTS, 1, 3),
@@ -119,19 +75,19 @@ def test_shapes_and_types(network):
 
 def test_an_object_does_not_depend_on_its_batch(network):
     open_gates(network)
-    views = make_views(events=True)
+    views = make_views(OBJECTS, events=True)
     together = run(network, views)
     for i in range(OBJECTS):
         alone = run(network, row(views, i), [i])
         expected = FlowGeometry(together.logits[i : i + 1], {name: x[i : i + 1] for name, x in together.pose.items()})
-        assert_close(alone, expected, BATCH_TOLERANCE)
+        assert_close(numbers(alone), numbers(expected), BATCH_TOLERANCE)
 
 
 @pytest.mark.parametrize("at_once", [0, 1, 2, 100])
 def test_objects_in_turn_are_those_of_one_batch(network, at_once):
-    views = make_views(events=True)
+    views = make_views(OBJECTS, events=True)
     in_turn = run(network, views, memory=at_once * network.memory_per_object)
-    assert_close(in_turn, run(network, views), BATCH_TOLERANCE)
+    assert_close(numbers(in_turn), numbers(run(network, views)), BATCH_TOLERANCE)
 
 
 @pytest.mark.parametrize(("at_once", "calls"), [(0, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (7, [5])])
@@ -140,15 +96,15 @@ def test_the_memory_decides_how_many_objects_run_at_once(network, at_once, calls
     network.condition.register_forward_pre_hook(lambda _, args: rows["condition"].append(len(args[0]["image"])))
     network.flow.blocks[0].register_forward_pre_hook(lambda _, args: rows["flow"].append(len(args[0]["shape"])))
     network.decoder.register_forward_pre_hook(lambda _, args: rows["decoder"].append(len(args[0])))
-    run(network, make_views(objects=5), range(5), memory=at_once * network.memory_per_object, sampler=SamplerConfig(1))
+    run(network, make_views(5), range(5), memory=at_once * network.memory_per_object, sampler=SamplerConfig(1))
     assert rows == dict.fromkeys(rows, calls)
 
 
 def test_objects_in_turn_stay_within_the_memory():
     """On the meta device, and with some allowance for what is kept of every object: tokens, samples and logits."""
     with torch.device("meta"):
-        network = build(tiny()).eval()
-    views = {name: x.to("meta") for name, x in make_views(events=True, objects=8).items()}
+        network = build(TINY).eval()
+    views = {name: x.to("meta") for name, x in make_views(8, events=True).items()}
     sampler = SamplerConfig(steps=1)
     peaks = {
         at_once: peak_memory(
@@ -162,22 +118,22 @@ def test_objects_in_turn_stay_within_the_memory():
 
 
 def test_the_seed_decides(network):
-    views = make_views()
+    views = make_views(OBJECTS)
     first = run(network, views, [5, 6, 7])
     assert_same(run(network, views, [5, 6, 7]), first)
     assert differ(run(network, views, [8, 9, 10]), first)
 
 
 def test_the_sampler_of_the_call_overrides_the_configuration(network):
-    views = make_views()
-    assert_same(run(network, views, sampler=SamplerConfig(steps=4)), run(network, views))
+    views = make_views(OBJECTS)
+    assert_same(run(network, views, sampler=TINY.flow.sampler), run(network, views))
     assert differ(run(network, views, sampler=SamplerConfig(steps=2, shortcut=True)), run(network, views))
 
 
 @pytest.mark.parametrize("tokens", ["", "gated", "attn", "cattn"])
 def test_closed_gates_equal_the_network_without_events_bit_for_bit(tokens):
     network = make_network(tokens)
-    assert_same(run(network, make_views(events=True)), run(network, make_views()))
+    assert_same(run(network, make_views(OBJECTS, events=True)), run(network, make_views(OBJECTS)))
 
 
 def test_without_events_the_event_branch_does_not_run(network):
@@ -185,11 +141,11 @@ def test_without_events_the_event_branch_does_not_run(network):
         raise AssertionError("the event encoder ran")
 
     network.condition.event_encoder.register_forward_pre_hook(fail)
-    run(network, make_views())
+    run(network, make_views(OBJECTS))
 
 
 def test_open_gates_and_events_matter(network):
-    views = make_views(events=True)
+    views = make_views(OBJECTS, events=True)
     closed = run(network, views)
     open_gates(network)
     opened = run(network, views)
@@ -213,15 +169,15 @@ def test_stages_come_to_the_device_for_their_turn_and_leave_no_trace(network):
     for name, stage in stages.items():
         stage.register_forward_pre_hook(lambda *_, name=name: note(name))
     before = {name: (tensor, tensor.clone()) for name, tensor in network.state_dict(keep_vars=True).items()}
-    geometry = run(network, make_views(events=True), device="meta", sampler=SamplerConfig(steps=1))
+    geometry = run(network, make_views(OBJECTS, events=True), device="meta", sampler=SamplerConfig(steps=1))
     assert turns == [(name, {name}) for name in stages]
-    assert geometry.logits.is_meta and geometry.logits.shape == (OBJECTS, 8, 8, 8)
+    assert geometry.logits.is_meta and geometry.logits.shape == (OBJECTS, *[TINY.flow.resolution] * 3)
     for name, tensor in network.state_dict(keep_vars=True).items():
         assert tensor is before[name][0] and torch.equal(tensor, before[name][1])
 
 
 def test_weights_are_put_back_after_an_error(network):
-    views = make_views()
+    views = make_views(OBJECTS)
     expected = run(network, views)
     network.decoder.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -232,7 +188,7 @@ def test_weights_are_put_back_after_an_error(network):
 
 def test_an_encoder_that_is_shared_is_placed_and_put_back_too(network):
     network.condition.fuser.share_encoder()
-    views = make_views()
+    views = make_views(OBJECTS)
     expected = run(network, views)
     run(network, views, device="meta")
     assert network.condition.fuser.shares_encoder
@@ -241,8 +197,8 @@ def test_an_encoder_that_is_shared_is_placed_and_put_back_too(network):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 def test_half_precision_stays_near(network, dtype, tolerance):
-    exact = run(network, make_views())
-    assert_close(run(network.to(dtype), make_views()), exact, tolerance)
+    exact = run(network, make_views(OBJECTS))
+    assert_close(numbers(run(network.to(dtype), make_views(OBJECTS))), numbers(exact), tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -251,6 +207,6 @@ def test_points_keep_their_precision_in_half_precision(network, dtype):
     network.to(dtype)
     seen = []
     network.condition.register_forward_pre_hook(lambda _, args: seen.append(args[0]["pointmap"]))
-    views = make_views()
+    views = make_views(OBJECTS)
     run(network, views)
     assert torch.equal(seen[0].nan_to_num(-1), views["pointmap"].nan_to_num(-1))

@@ -94,7 +94,7 @@ def matched(batch, model, vae, tmp_path_factory):
     """A network that learned the four objects by flow matching: file, the network before, losses before and after."""
     torch.manual_seed(0)
     network, file = new_network(model, vae), tmp_path_factory.mktemp("flow") / "matched.safetensors"
-    network.condition.initialize_events()
+    network.condition.event_encoder.load_state_dict(network.condition.fuser.image_encoder.state_dict())
     before = copy.deepcopy(network.state_dict())
 
     def loss(batch, rng):
@@ -238,7 +238,7 @@ def test_the_modality_weights_are_the_papers():
 
 def test_events_as_sharp_as_the_frame_distil_to_nothing(network, batch):
     alike = {**batch, "blurry.event_image": batch["sharp.image"], "blurry.rgb_event_image": batch["sharp.rgb_image"]}
-    network.condition.initialize_events()
+    network.condition.event_encoder.load_state_dict(network.condition.fuser.image_encoder.state_dict())
     settings = DistillConfig(attention=True)
     assert distill.loss(network, alike, np.random.default_rng(0), settings)[0] == 0
     assert distill.loss(network, batch, np.random.default_rng(0), settings)[0] > 0.01
@@ -324,7 +324,7 @@ def test_a_killed_phase_resumes_bit_identically(phase, batch, model, vae, matche
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed.safetensors", dies_at=3)
     run(tmp_path / "killed.safetensors")
-    whole, resumed = (read_safetensors(tmp_path / f"{name}.safetensors")[0] for name in ("whole", "killed"))
+    whole, resumed = (read_safetensors(tmp_path / f"{name}.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == resumed.keys() and all(torch.equal(x, resumed[name]) for name, x in whole.items())
 
 

@@ -63,7 +63,7 @@ def load(path: Path, config: ModelConfig) -> StructureVae:
             reason="no_checkpoint",
         )
     vae = StructureVae(config)
-    state, _ = read_safetensors(path)
+    state = read_safetensors(path)
     problems = tensor_problems(state, vae.state_dict())
     if problems:
         raise CheckpointError(
