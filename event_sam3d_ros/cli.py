@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from event_sam3d_ros import __version__
-from event_sam3d_ros.commands import demo, doctor, evaluate, models, reconstruct, recordings, sequence, simulate
+from event_sam3d_ros.commands import demo, doctor, evaluate, models, reconstruct, recordings, sequence, simulate, view
 from event_sam3d_ros.errors import EventSam3dError, RecordingWarning
 
 
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"event-sam3d {__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for module in (recordings, demo, doctor, models, evaluate, reconstruct, simulate, sequence):
+    for module in (recordings, demo, doctor, models, evaluate, reconstruct, simulate, sequence, view):
         module.add_parsers(commands)
     return parser
 

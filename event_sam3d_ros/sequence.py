@@ -5,6 +5,7 @@ points together. All 3D is in the world's frame; where the camera's pose is not 
 
     xyzs              (f, h, w, 3) float32  metres, NaN where there is no depth
     rgbs              (f, h, w, 3) uint8    rectified
+    event_images      (f, h, w, 3) uint8    Tencode of the frames' event windows; black where there are no events
     depths            (f, h, w) float32     metres along the optical axis, NaN where not given
     intrinsics        (f, 3, 3) float64     K: pixel from camera, pixel centres at whole numbers
     extrinsics        (f, 4, 4) float64     camera (OpenCV: x right, y down, z forward) to world; identity if not known
@@ -47,6 +48,7 @@ FLOATS, DOUBLES = "<f4", "<f8"
 FIELDS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "xyzs": (FLOATS, ("h", "w", 3)),
     "rgbs": ("|u1", ("h", "w", 3)),
+    "event_images": ("|u1", ("h", "w", 3)),
     "depths": (FLOATS, ("h", "w")),
     "intrinsics": (DOUBLES, (3, 3)),
     "extrinsics": (DOUBLES, (4, 4)),
@@ -88,6 +90,7 @@ class SequenceFrame:
     stamp_ns: int
     xyz: NDArray[np.float32]
     rgb: NDArray[np.uint8]
+    event_image: NDArray[np.uint8]
     depth: NDArray[np.float32]
     K: NDArray[np.float64]
     camera_to_world: NDArray[np.float64]
@@ -125,6 +128,7 @@ class Sequence:
             stamp_ns=int(of["stamps"][i]),
             xyz=of["xyzs"][i],
             rgb=of["rgbs"][i],
+            event_image=of["event_images"][i],
             depth=of["depths"][i],
             K=of["intrinsics"][i],
             camera_to_world=of["extrinsics"][i],

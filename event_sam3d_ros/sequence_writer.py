@@ -70,9 +70,11 @@ class SequenceWriter:
             usable = np.isfinite(observation.depth) & (observation.depth > 0)
             depth[usable] = observation.depth[usable]
         xyz = unproject(depth, np.asarray(observation.K, float), pose)
-        rgb = np.zeros((height, width, 3), np.uint8) if observation.image is None else observation.image
+        black = np.zeros((height, width, 3), np.uint8)
+        rgb = black if observation.image is None else observation.image
         self._append("xyzs", xyz)
         self._append("rgbs", rgb)
+        self._append("event_images", black if observation.event_image is None else observation.event_image)
         self._append("depths", depth)
         self._append("intrinsics", observation.K)
         self._append("extrinsics", pose)

@@ -7,23 +7,17 @@ above: the objects' points in the world, the way of each object through all fram
 from __future__ import annotations
 
 import sys
-from colorsys import hsv_to_rgb
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from event_sam3d_ros.sequence import Sequence, load_sequence
+from event_sam3d_ros.viewer.pictures import color_of
 
 SHOWN, WIDTH, PANEL, MARGIN = 5, 960, 300, 24
 TILT_DEG = 35.0  # of the look from above
 INK, PAPER, FAINT = (40, 40, 40), (250, 250, 250), (150, 150, 150)
-
-
-def color_of(track: int) -> tuple[int, int, int]:
-    """The same colour for a track wherever it is drawn; neighbours differ most (golden ratio)."""
-    red, green, blue = hsv_to_rgb(0.08 + track * 0.618 % 1.0, 0.85, 0.9)
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw(sequence: Sequence) -> np.ndarray:

@@ -49,6 +49,8 @@ system_packages() {
   has_library libusb-1.0.so.0 || missing+=(libusb-1.0-0)
   has_library libgomp.so.1 || missing+=(libgomp1)
   python_complete "$python" || missing+=("python$version-venv" "python$version-dev")
+  # The viewer's tests drive a browser. Elsewhere they are skipped where there is none.
+  if [ "${CI:-}" = true ]; then command -v chromium >/dev/null || missing+=(chromium); fi
   [ ${#missing[@]} -eq 0 ] && return
   if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     say "installing system packages: ${missing[*]}"

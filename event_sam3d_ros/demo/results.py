@@ -76,12 +76,17 @@ def write_point_clouds(folder: Path, run: RunResult, frame_numbers: Mapping[int,
 
 def write_ply(path: Path, points: NDArray[np.floating], colors: NDArray[np.uint8]) -> None:
     """Binary PLY of points (N, 3) in metres with colours (N, 3)."""
+    path.write_bytes(ply_bytes(points, colors))
+
+
+def ply_bytes(points: NDArray[np.floating], colors: NDArray[np.uint8]) -> bytes:
+    """The content of such a file."""
     cloud = np.empty(len(points), np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)]))
     cloud["xyz"], cloud["rgb"] = points, colors
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
     header += [f"property float {name}" for name in "xyz"]
     header += [f"property uchar {name}" for name in ("red", "green", "blue")]
-    path.write_bytes("\n".join([*header, "end_header", ""]).encode() + cloud.tobytes())
+    return "\n".join([*header, "end_header", ""]).encode() + cloud.tobytes()
 
 
 def write_poses(path: Path, run: RunResult) -> None:

@@ -1,0 +1,1 @@
+"""Recordings, results and live systems in a web browser; viser is imported in `server`, `scene` and `panel` alone."""
