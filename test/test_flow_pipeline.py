@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from event_sam3d_ros.errors import ConfigurationError, InputError
@@ -175,7 +178,10 @@ def test_an_object_does_not_depend_on_the_others(network: FlowNetwork, at_once: 
         (single,) = bounded(alone(seen, one.id))
         for again in (other, single):
             assert again.id == one.id and again.metric == one.metric
-            np.testing.assert_allclose(again.points, one.points, atol=1e-4)
+            np.testing.assert_allclose(again.position, one.position, atol=1e-3)
+            np.testing.assert_allclose(again.size, one.size, rtol=1e-3)
+            # a voxel at the edge of solid may flip, and with it its points
+            assert cKDTree(one.points).query(again.points)[0].mean() < 1e-3 * one.size.max()
             assert (again.occupancy != one.occupancy).mean() < 1e-3
     assert not np.allclose(together[0].size, together[2].size) and not np.allclose(together[1].size, together[3].size)
 
@@ -290,6 +296,62 @@ def test_no_object_of_a_usable_size(network: FlowNetwork) -> None:
     mask[3, 4] = 1
     with pytest.raises(InputError, match="under 3 pixels"):
         Reconstructor(network, {}, "cpu")(replace(observation(), mask=mask))
+
+
+def documented_moge(monkeypatch: pytest.MonkeyPatch, infer: Any) -> dict[str, Any]:
+    """Runs the example of docs/sam3d-weights.md with ``infer`` in MoGe's place."""
+    text = (Path(__file__).parents[1] / "docs" / "sam3d-weights.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(import numpy.*?)```", text, re.DOTALL)
+    assert example is not None
+
+    class MoGeModel:
+        @classmethod
+        def from_pretrained(cls, name: str) -> Any:
+            model = torch.nn.Module()
+            model.infer = infer
+            return model
+
+    package = ModuleType("moge.model.v2")
+    package.MoGeModel = MoGeModel  # type: ignore[attr-defined]
+    for name, module in (
+        ("moge", ModuleType("moge")),
+        ("moge.model", ModuleType("moge.model")),
+        (package.__name__, package),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(Reconstructor, "from_pretrained", lambda *_, **named: named["monocular"])
+    names: dict[str, Any] = {}
+    exec(example[1], names)
+    return names
+
+
+def test_the_documented_model_gives_points_on_the_rays_of_K(
+    network: FlowNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def infer(image: torch.Tensor, fov_x: float) -> dict[str, torch.Tensor]:
+        given.append((image, fov_x))
+        depth = torch.full(image.shape[1:], 2.0)
+        depth[0, 0] = torch.inf  # as MoGe marks what it does not know
+        return {"depth": depth}
+
+    model = documented_moge(monkeypatch, infer)["reconstruct"]
+    seen = replace(observation(), depth=None)
+    assert seen.image is not None
+    points = model(seen.image, K)
+    (image, fov_x), *_ = given
+    torch.testing.assert_close(image.cpu(), torch.from_numpy(seen.image).permute(2, 0, 1) / 255)
+    assert fov_x == pytest.approx(2 * np.degrees(np.arctan(WIDTH / 2 / 70)))
+    assert not np.isfinite(points[0, 0]).any()
+    projected = points[1:, :, :2] / points[1:, :, 2:] * 70 + (39.5, 29.5)
+    np.testing.assert_allclose(projected, np.stack(np.meshgrid(range(WIDTH), range(1, HEIGHT)), -1), atol=1e-4)
+    monkeypatch.undo()
+    found = Reconstructor(network, {}, "cpu", monocular=model)(seen)
+    measured = Reconstructor(network, {}, "cpu")(replace(seen, depth=np.full(seen.mask.shape, 2, np.float32)))
+    for one, other in zip(found, measured, strict=True):
+        assert one.metric and other.metric
+        np.testing.assert_allclose(one.position, other.position, atol=1e-3)
 
 
 def test_a_monocular_model_is_looked_at_before_it_is_needed(network: FlowNetwork) -> None:
