@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from event_sam3d_ros.events.windows import WindowSettings
 from event_sam3d_ros.reconstructor import Reconstructor
 from event_sam3d_ros.recordings.files import Recording, Rosbag2Recording
 from event_sam3d_ros.sequence_writer import SequenceWriter
-from event_sam3d_ros.tracking import Tracker
+from event_sam3d_ros.tracking import TrackedFrame, Tracker
 
 # Transforms come behind the frames for which they count; the world's frame is chosen when as many frames have come.
 _FRAMES_AHEAD = 10
@@ -40,6 +41,17 @@ class SequenceResult:
     first_ns: int = 0
 
 
+@dataclass(frozen=True)
+class SequenceStep:
+    """One frame done: ``frame.observation`` is given. ``pose``: camera to world (4, 4), or None; ``milliseconds``:
+    what it took, by stage."""
+
+    frame: ReplayedFrame
+    tracked: TrackedFrame
+    pose: NDArray[np.float64] | None
+    milliseconds: dict[str, float]
+
+
 def make_sequence(
     recording: Recording,
     reconstructor: Reconstructor,
@@ -57,6 +69,30 @@ def make_sequence(
     """
     check_folder(folder)
     result = SequenceResult()
+    info: dict[str, Any] = {"recording": recording.path.name, "model": model_name(reconstructor), "every": every}
+    with SequenceWriter(folder, info) as writer:
+        for step in sequence_steps(recording, reconstructor, result, poses, world, every, progress):
+            assert step.frame.observation is not None
+            writer.add(step.frame.observation, step.tracked, step.pose)
+            writer.info["world_frame"] = result.world
+    result.frames, result.tracks = writer.count, writer.tracks
+    if not writer.count:
+        folder.rmdir()
+        raise nothing_usable(recording, result)
+    return result
+
+
+def sequence_steps(
+    recording: Recording,
+    reconstructor: Reconstructor,
+    result: SequenceResult,
+    poses: PoseTrack | None = None,
+    world: str = "",
+    every: int = 1,
+    progress: Callable[[], None] = lambda: None,
+) -> Iterator[SequenceStep]:
+    """The frames that a sequence is made of, one by one; see `make_sequence`. What is counted on the way, and the
+    world's name, stand in ``result``."""
 
     def report(reason: str, sentence: str) -> None:
         result.reports[reason] += 1
@@ -66,36 +102,38 @@ def make_sequence(
     replay = Replay(recording, reconstructor.info["min_events"], report, transforms.observe, settings)
     with_tf = isinstance(recording, Rosbag2Recording) and any(topic in recording.types for topic in TF_TOPICS)
     source = _with_poses(_counted(replay.frames(), progress), poses, transforms if with_tf else None)
-    info: dict[str, Any] = {"recording": recording.path.name, "model": _model_name(reconstructor), "every": every}
     tracker = Tracker()
-    with SequenceWriter(folder, info) as writer:
-        for number, (frame, pose) in enumerate(source):
-            if number % every:
-                continue
-            if frame.observation is None:
-                result.left_out[frame.reason] += 1
-                continue
-            try:
-                reconstructions = reconstructor(frame.observation)
-            except InputError as error:  # an empty mask, say: a frame without objects
-                report(error.reason, str(error))
-                reconstructions = []
-            tracked = tracker.update(frame.stamp_ns, reconstructions, frame.observation.mask, pose)
-            writer.add(frame.observation, tracked, pose)
-            result.first_ns = result.first_ns or frame.stamp_ns
-            result.poses += pose is not None
-            result.world = _world_of(poses, transforms, world) if result.poses else ""
-            writer.info["world_frame"] = result.world
-    result.frames, result.tracks = writer.count, writer.tracks
-    if not writer.count:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in result.left_out.most_common()) or "there is none"
-        folder.rmdir()
-        raise RecordingError(
-            f"{recording.path}: no frame can be used ({reasons}): a sequence needs frames, masks of their stamps and "
-            "a calibration",
-            reason="no_input",
-        )
-    return result
+    begin = time.perf_counter()
+    for number, (frame, pose) in enumerate(source):
+        if number % every:
+            continue
+        if frame.observation is None:
+            result.left_out[frame.reason] += 1
+            continue
+        ready = time.perf_counter()
+        try:
+            reconstructions = reconstructor(frame.observation)
+        except InputError as error:  # an empty mask, say: a frame without objects
+            report(error.reason, str(error))
+            reconstructions = []
+        done = time.perf_counter()
+        tracked = tracker.update(frame.stamp_ns, reconstructions, frame.observation.mask, pose)
+        result.first_ns = result.first_ns or frame.stamp_ns
+        result.poses += pose is not None
+        result.world = _world_of(poses, transforms, world) if result.poses else ""
+        milliseconds = {"inputs": (ready - begin) * 1e3, "model": (done - ready) * 1e3}
+        yield SequenceStep(frame, tracked, pose, milliseconds)
+        begin = time.perf_counter()
+
+
+def nothing_usable(recording: Recording, result: SequenceResult) -> RecordingError:
+    """Says why no frame could be used."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in result.left_out.most_common()) or "there is none"
+    return RecordingError(
+        f"{recording.path}: no frame can be used ({reasons}): a sequence needs frames, masks of their stamps and "
+        "a calibration",
+        reason="no_input",
+    )
 
 
 def check_folder(folder: Path) -> None:
@@ -134,6 +172,7 @@ def _world_of(poses: PoseTrack | None, transforms: CameraTransforms, named: str)
     return named or ("" if poses is not None else transforms.world) or "world"
 
 
-def _model_name(reconstructor: Reconstructor) -> str:
+def model_name(reconstructor: Reconstructor) -> str:
+    """Name and tag, as far as it has them."""
     info = reconstructor.info
     return ".".join(str(info[key]) for key in ("name", "tag") if key in info)

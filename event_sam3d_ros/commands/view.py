@@ -20,7 +20,15 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (%(default)s)")
     command.add_argument("--port", type=_port, default=8080, help="0: any that is free (%(default)s)")
     command.add_argument("--paused", action="store_true", help="do not play at once")
-    command.add_argument("--ground-truth", type=Path, metavar="FILE", help="YAML with meshes and poses, for a sequence")
+    command.add_argument(
+        "--ground-truth", type=Path, metavar="FILE", help="YAML with meshes and poses (ground_truth.yaml beside PATH)"
+    )
+    command.add_argument("--bag", default="", metavar="NAME", help="which recording of an evaluation (the first)")
+    command.add_argument(
+        "--topics", nargs="+", default=(), metavar="KIND=/TOPIC", help="that are not found: image, ..."
+    )
+    command.add_argument("--weights", default="nano", metavar="NAME|FILE", help="model for a recording (%(default)s)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     command.set_defaults(command=_view)
 
 
@@ -32,9 +40,13 @@ def _port(text: str) -> int:
 
 
 def _view(options: argparse.Namespace) -> None:
-    from event_sam3d_ros.viewer.sources import open_frames
+    from event_sam3d_ros.evaluation.bag_inputs import parse_topics
+    from event_sam3d_ros.viewer.sources import SourceOptions, open_frames
 
-    frames = open_frames(options.path, options.ground_truth)
+    chosen = SourceOptions(
+        options.ground_truth, options.bag, parse_topics(options.topics), options.weights, options.device
+    )
+    frames = open_frames(options.path, chosen)
     from event_sam3d_ros.viewer.server import Viewer  # behind the source: a wrong path is told at once
 
     viewer = Viewer(frames, options.host, options.port, playing=not options.paused)

@@ -122,8 +122,8 @@ class SceneView:
                 one = frame if i == index else earlier(i)
                 image = None if one is None else one.event_image
                 self._clouds[i] = _NOTHING if image is None else event_points(image, EVENT_POINTS)
-        points = np.concatenate([self._clouds[i][0] + np.float32([0, 0, index - i]) for i in wanted])
-        self._events.points = points * np.float32([width, width, _WINDOW_LENGTH * width])
+        points = np.concatenate([self._clouds[i][0] + np.array([0, 0, index - i], np.float32) for i in wanted])
+        self._events.points = points * np.array([width, width, _WINDOW_LENGTH * width], np.float32)
         self._events.colors = np.concatenate([self._clouds[i][1] for i in wanted])
 
     def _show_objects(

@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.sequence import FILE_NAME
+from event_sam3d_ros.viewer.feeds import open_recording_feed, open_results_feed, read_summary
 from event_sam3d_ros.viewer.frames import Frames
 from event_sam3d_ros.viewer.sequences import SequenceFrames
 from event_sam3d_ros.viewer.truths import read_view_truth
 
 
-def open_frames(path: Path, ground_truth: Path | None) -> Frames:
-    """Frames of a sequence. An EventSam3dError says why there are none."""
-    return SequenceFrames(path, read_view_truth(path, ground_truth))
+@dataclass(frozen=True)
+class SourceOptions:
+    """``ground_truth``: instead of that beside the path; ``bag``: which one of an evaluation; ``topics``: by kind, see
+    `bag_inputs`; ``weights``, ``device``: for recordings."""
+
+    ground_truth: Path | None = None
+    bag: str = ""
+    topics: Mapping[str, str] = field(default_factory=dict)
+    weights: str = "nano"
+    device: str = "auto"
+
+
+def open_frames(path: Path, options: SourceOptions) -> Frames:
+    """A sequence, the results of an evaluation, or else a recording. An EventSam3dError says why it is none."""
+    path = path.expanduser()
+    if not path.exists():
+        raise RecordingError(
+            f"{path} does not exist: give a sequence, a recording, or the results of an evaluation",
+            reason="missing_file",
+        )
+    if (path / FILE_NAME).exists() or _is_sequence(path):
+        return SequenceFrames(path, read_view_truth(path, options.ground_truth))
+    summary = read_summary(path)
+    if summary is not None:
+        return open_results_feed(path, summary, options.bag, options.topics, options.ground_truth)
+    truth = read_view_truth(path, options.ground_truth)
+    return open_recording_feed(path, options.topics, options.weights, options.device, truth)
+
+
+def _is_sequence(path: Path) -> bool:
+    """Whether it is the NPZ of a sequence, wherever it was moved to; recordings may be NPZ files, too."""
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "extrinsics.npy" in archive.namelist()

@@ -19,7 +19,7 @@ from event_sam3d_ros.recordings.files import open_recording
 from event_sam3d_ros.sequence import load_sequence
 from event_sam3d_ros.sequence_maker import make_sequence
 from event_sam3d_ros.viewer.server import Viewer
-from event_sam3d_ros.viewer.sources import open_frames
+from event_sam3d_ros.viewer.sources import SourceOptions, open_frames
 
 BAG = Path(__file__).parents[2] / "data/demo_bag"
 FLAGS = (
@@ -120,7 +120,7 @@ def save(page, name):
 
 def test_a_sequence_in_the_browser(chromium, folder, tmp_path):
     sequence = load_sequence(folder)
-    frames = open_frames(folder, BAG / "ground_truth.yaml")
+    frames = open_frames(folder, SourceOptions(BAG / "ground_truth.yaml"))
     with running(frames) as viewer, opened(chromium, viewer) as page:
         at_frame(page, 0)
         assert page.get_by_text("demo: demo_bag").is_visible()

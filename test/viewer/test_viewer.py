@@ -17,7 +17,7 @@ from event_sam3d_ros.viewer.pictures import color_of, event_points, with_masks
 from event_sam3d_ros.viewer.player import Player
 from event_sam3d_ros.viewer.scene import up_axis
 from event_sam3d_ros.viewer.server import open_server
-from event_sam3d_ros.viewer.sources import open_frames
+from event_sam3d_ros.viewer.sources import SourceOptions, open_frames
 
 MS = 1_000_000
 
@@ -238,4 +238,4 @@ def test_a_wrong_path_is_one_sentence(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "sequence.npz").write_bytes(b"")
     with pytest.raises(InputError):
-        open_frames(tmp_path, None)
+        open_frames(tmp_path, SourceOptions())

@@ -1,0 +1,216 @@
+"""Frames that a thread makes while they are watched: of a recording, and of the results of an evaluation."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from event_sam3d_ros.errors import EventSam3dError, RecordingError
+from event_sam3d_ros.evaluation.bag_inputs import open_input
+from event_sam3d_ros.evaluation.bag_log import Row, pose_of_row, read_rows, reconstruction_of_row
+from event_sam3d_ros.evaluation.camera_transforms import matrix
+from event_sam3d_ros.evaluation.replay import ReplayedFrame, replay_frames
+from event_sam3d_ros.evaluation.solids import Solid
+from event_sam3d_ros.preprocess import Observation
+from event_sam3d_ros.reconstruction import Reconstruction
+from event_sam3d_ros.reconstructor import Reconstructor
+from event_sam3d_ros.recordings.files import Recording
+from event_sam3d_ros.sequence_maker import SequenceResult, model_name, nothing_usable, sequence_steps
+from event_sam3d_ros.viewer.frames import OBJECT_POINTS, SCENE_POINTS, FrameStore, ViewFrame, ViewObject, evenly
+from event_sam3d_ros.viewer.truths import NO_TRUTH, ViewTruth, read_view_truth
+
+EVALUATION_MARK = "event-sam3d evaluate"
+_RESULT_COLOR = (255, 140, 0)
+
+
+class Feed(FrameStore):
+    """Frames from an iterator that works in a thread of its own. What stops it is told as the status."""
+
+    def __init__(self, title: str, frames: Iterator[ViewFrame]) -> None:
+        super().__init__(title)
+        self._thread = threading.Thread(target=self._work, args=(frames,), name="viewer feed", daemon=True)
+        self.tell("still being read")
+        self._thread.start()
+
+    def _work(self, frames: Iterator[ViewFrame]) -> None:
+        status = "the reading ended with an error: see the terminal"
+        try:
+            for frame in frames:
+                if not self.append(frame):
+                    return
+            status = ""
+        except EventSam3dError as error:
+            status = f"**{error}**"
+        except OSError as error:
+            status = f"**{error.filename or self.title}: {error.strerror or error}**"
+        finally:
+            self.tell(status, complete=True)
+
+    def close(self) -> None:
+        """See `Frames`."""
+        super().close()
+        self._thread.join()
+
+
+def recording_frames(
+    recording: Recording, reconstructor: Reconstructor, truth: ViewTruth = NO_TRUTH
+) -> Iterator[ViewFrame]:
+    """A recording, reconstructed and tracked as for a sequence. RecordingError where no frame can be used."""
+    result = SequenceResult()
+    count = 0
+    for step in sequence_steps(recording, reconstructor, result, truth.camera):
+        assert step.frame.observation is not None
+        pose = np.eye(4) if step.pose is None else step.pose
+        objects = tuple(map(_shown, step.tracked.reconstructions))
+        ids = dict(zip(step.tracked.labels, (one.id for one in objects), strict=True))
+        view = _observed(step.frame.stamp_ns, step.frame.observation, ids)
+        count += 1
+        yield replace(
+            view,
+            camera_to_world=pose,
+            pose_known=step.pose is not None,
+            objects=tuple(replace(one, pose=pose @ one.pose) for one in objects),
+            truths=truth.at(step.frame.stamp_ns, pose),
+            milliseconds=step.milliseconds,
+        )
+    if not count:
+        raise nothing_usable(recording, result)
+
+
+def open_recording_feed(path: Path, topics: Mapping[str, str], weights: str, device: str, truth: ViewTruth) -> Feed:
+    """Opens the recording and the model; an EventSam3dError says why that is not possible."""
+    recording, _ = open_input(path, topics, ("fused",))
+    reconstructor = Reconstructor.from_pretrained(weights, device)
+    title = f"{recording.path.name}: {model_name(reconstructor)}"
+    return Feed(title, recording_frames(recording, reconstructor, truth))
+
+
+# An evaluation's results
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """summary.json of an evaluation of recordings; None for another folder."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    is_one = isinstance(summary, dict) and summary.get("made_by") == EVALUATION_MARK
+    return summary if is_one and isinstance(summary.get("bags"), list) else None
+
+
+def open_results_feed(
+    folder: Path, summary: Mapping[str, Any], bag: str, topics: Mapping[str, str], truth: Path | None
+) -> Feed:
+    """The results of one recording of an evaluation: ``bag``, by default the first. Where the recording is still
+    there, with its pictures, events and truth. RecordingError for a name that is not among them."""
+    bags = {str(one["name"]): Path(one["path"]) for one in summary["bags"]}
+    name = bag or next(iter(bags), "")
+    log = folder / "frames" / f"{name}.jsonl"
+    if name not in bags or not log.is_file():
+        raise RecordingError(
+            f"{folder} has no results of {name or 'any recording'}; it has: {', '.join(bags) or 'none'}",
+            reason="missing_file",
+        )
+    rows = (row for row in read_rows(log) if "stamp_ns" in row)
+    known, why = NO_TRUTH, ""
+    frames: Iterator[ReplayedFrame] = iter(())
+    try:
+        recording, _ = open_input(bags[name], topics, ("fused",))
+        frames, known = replay_frames(recording, 0, lambda *_: None), read_view_truth(bags[name], truth)
+    except (EventSam3dError, OSError) as error:
+        why = f", without pictures ({error})"
+    return Feed(f"{name}: evaluation{why}", result_frames(rows, frames, known))
+
+
+def result_frames(rows: Iterator[Row], frames: Iterator[ReplayedFrame], truth: ViewTruth) -> Iterator[ViewFrame]:
+    """Rows of an evaluation, each with the replayed frame of its stamp as long as there are any. Of several models and
+    modes the last one, fused unless others were asked for, is shown first."""
+    for row in rows:
+        stamp_ns = int(row["stamp_ns"])
+        frame = next((one for one in frames if one.stamp_ns >= stamp_ns), None)
+        pose = pose_of_row(stamp_ns, row["camera_pose"])
+        world = np.eye(4) if pose is None else matrix(pose)
+        results = row["results"]
+        objects = tuple(
+            replace(one, pose=world @ one.pose)
+            for number, result in enumerate(results)
+            for one in _result_objects(result, len(results) > 1, number < len(results) - 1)
+        )
+        ids = {one["label"]: one["id"] for one in results[-1]["objects"]} if results else {}
+        observation = frame.observation if frame is not None and frame.stamp_ns == stamp_ns else None
+        view = ViewFrame(stamp_ns) if observation is None else _observed(stamp_ns, observation, ids)
+        ms = row["ms"]
+        yield replace(
+            view,
+            camera_to_world=world,
+            pose_known=pose is not None,
+            objects=objects,
+            truths=truth.at(stamp_ns, world),
+            milliseconds={"inputs": ms["inputs"], **ms["reconstruct"]},
+        )
+
+
+def _result_objects(result: Row, is_named: bool, aside: bool) -> Iterator[ViewObject]:
+    for row in result["objects"]:
+        found = reconstruction_of_row(row)
+        solid = Solid.from_reconstruction(found)
+        points = (solid.surface * solid.side).astype(np.float32)
+        colors = np.full((len(points), 3), _RESULT_COLOR, np.uint8)
+        shown = _shown(replace(found, id=row["id"]))
+        chosen = evenly(len(points), OBJECT_POINTS)
+        name = f"{row['id']} {result['model']} {result['mode']}" if is_named else str(row["id"])
+        yield replace(
+            shown, name=name, points=points[chosen], colors=colors[chosen], values=dict(row["metrics"]), aside=aside
+        )
+
+
+# What they have in common
+
+
+def _shown(found: Reconstruction) -> ViewObject:
+    """In the camera's frame."""
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = Rotation.from_quat(found.quaternion).as_matrix(), found.position
+    chosen = evenly(len(found.points), OBJECT_POINTS)
+    points = (found.points[chosen] - found.position) @ pose[:3, :3]
+    return ViewObject(
+        name=str(found.id),
+        id=found.id,
+        pose=pose,
+        size=found.size,
+        points=points.astype(np.float32),
+        colors=found.colors[chosen],
+        score=float(found.score),
+        metric=found.metric,
+    )
+
+
+def _observed(stamp_ns: int, seen: Observation, ids: Mapping[int, int]) -> ViewFrame:
+    """What the camera gave; ``ids``: track by the mask's label."""
+    tracks: NDArray[np.uint32] = np.zeros(1 << 16, np.uint32)
+    tracks[list(ids)] = list(ids.values())
+    points, colors = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
+    if seen.depth is not None:
+        known = np.flatnonzero(np.isfinite(seen.depth) & (seen.depth > 0))
+        known = known[evenly(len(known), SCENE_POINTS)]
+        rows, columns = np.divmod(known, seen.depth.shape[1])
+        rays = np.stack([columns, rows, np.ones(len(known))], axis=1) @ np.linalg.inv(seen.K).T
+        points = (rays * seen.depth[rows, columns, None]).astype(np.float32)
+        colors = np.full((len(known), 3), 128, np.uint8) if seen.image is None else seen.image[rows, columns]
+    return ViewFrame(
+        stamp_ns=stamp_ns,
+        rgb=seen.image,
+        event_image=seen.event_image,
+        tracks=tracks[seen.mask],
+        K=np.asarray(seen.K, float),
+        scene_points=points,
+        scene_colors=colors,
+    )
