@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from event_sam3d_ros.sam3d.checkpoint import PRECISIONS
 from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig
 from event_sam3d_ros.sam3d.flow import sample as integrate
 from event_sam3d_ros.sam3d.flow import seeded_generators
@@ -35,7 +36,6 @@ from event_sam3d_ros.sam3d.model_info import example_views, find_model
 from event_sam3d_ros.sam3d.network import FlowNetwork, build
 
 MODELS = Path(__file__).resolve().parent.parent / "config" / "models"
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STAGES = ("condition", "sampling", "decoder")
 HEAD_WIDTH = 64
 

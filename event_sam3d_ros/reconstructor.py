@@ -19,7 +19,7 @@ from event_sam3d_ros.errors import CheckpointError, ConfigurationError, InputErr
 from event_sam3d_ros.flow_pipeline import FlowPipeline
 from event_sam3d_ros.preprocess import Observation, object_crops
 from event_sam3d_ros.reconstruction import OCCUPANCY_RESOLUTION, Reconstruction
-from event_sam3d_ros.sam3d.checkpoint import load_checkpoint
+from event_sam3d_ros.sam3d.checkpoint import PRECISIONS, load_checkpoint
 from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig
 from event_sam3d_ros.sam3d.network import FlowNetwork, Network
 from event_sam3d_ros.sam3d.pointmap import MonocularModel
@@ -79,9 +79,10 @@ class Reconstructor:
             flow = cast(FlowNetwork, network)
             self._pipeline = FlowPipeline(flow, self.device, dtype, seed, memory, offload, self.sampler, monocular)
             if memory is not None and memory < flow.memory_per_object:
+                least = math.ceil(flow.memory_per_object / 1e7) / 100
                 raise ConfigurationError(
-                    f"memory_gb {memory_gb:g} is too little: an object takes {flow.memory_per_object / 1e9:.3g}; give "
-                    "at least as much, 0 for no limit, or a shorter precision",
+                    f"memory_gb {memory_gb:g} is too little: an object takes {least:g}; give at least as much, 0 for "
+                    "no limit, or a shorter precision",
                     reason="bad_parameter",
                 )
         self.info: dict[str, Any] = {
@@ -108,7 +109,8 @@ class Reconstructor:
         monocular: MonocularModel | None = None,
     ) -> Reconstructor:
         """Loads a shipped model by name or a file by path. Raises CheckpointError, ConfigurationError."""
-        network, info = load_checkpoint(find_weights(name_or_path))
+        flow_dtype = _dtype(precision, _device(device), "flow")  # the direct head's weights are float32
+        network, info = load_checkpoint(find_weights(name_or_path), flow_dtype)
         return cls(network, info, device, precision, seed, memory_gb, offload, steps, shortcut, monocular)
 
     def __call__(self, observation: Observation) -> list[Reconstruction]:
@@ -191,15 +193,14 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(precision: str, device: torch.device, head: str) -> torch.dtype:
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision == "auto":
         on_gpu = torch.float16 if head == "flow" else torch.bfloat16
         return on_gpu if device.type == "cuda" else torch.float32
-    if precision not in known:
+    if precision not in PRECISIONS:
         raise ConfigurationError(
-            f"precision {precision!r} is unknown; give auto, {', '.join(known)}", reason="bad_precision"
+            f"precision {precision!r} is unknown; give auto, {', '.join(PRECISIONS)}", reason="bad_precision"
         )
-    return known[precision]
+    return PRECISIONS[precision]
 
 
 def _memory(memory_gb: float) -> int | None:

@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from event_sam3d_ros import __version__
 from event_sam3d_ros.errors import CheckpointError, ConfigurationError
-from event_sam3d_ros.sam3d.checkpoint import load_checkpoint, save_checkpoint
+from event_sam3d_ros.sam3d.checkpoint import PRECISIONS, load_checkpoint, save_checkpoint
 from event_sam3d_ros.sam3d.config import ModelConfig, to_dict
 from event_sam3d_ros.sam3d.network import FlowNetwork, Network
 from training.distributed import Team, join
 from training.monitor import Monitor
 from training.muon import Muon
-from training.settings import PRECISIONS, StageConfig
+from training.settings import StageConfig
 
 MIN_HIDDEN = 32  # channels in and out; first layers have fewer, and so have all last ones but LAST_LAYER
 LAST_LAYER = "columns"

@@ -12,12 +12,11 @@ import torch
 import yaml
 
 from event_sam3d_ros.errors import ConfigurationError, EventSam3dError
+from event_sam3d_ros.sam3d.checkpoint import PRECISIONS
 from event_sam3d_ros.sam3d.config import ModelConfig, from_dict
 from training.augmentations import AugmentationConfig
 from training.datasets import DataConfig
 from training.loaders.settings import DatasetConfig, require_truth
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -221,11 +221,10 @@ def read_source(path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(x, Tensor) for k, x in state.items()):
         raise CheckpointError(f"{path} holds no state dict: tensors by name", reason="foreign_checkpoint")
-    without = [name for name, x in state.items() if x.is_meta or x.layout is not torch.strided or x.is_quantized]
+    without = [name for name, x in state.items() if x.is_meta or x.layout is not torch.strided]
     if without:
         raise CheckpointError(
-            f"{path} does not hold the numbers of {', '.join(without[:5])} one by one, but sparse, quantised or not at "
-            "all: save them as plain tensors",
+            f"{path} holds {', '.join(without[:5])} sparse or without their numbers: save them as plain tensors",
             reason="foreign_checkpoint",
         )
     return state

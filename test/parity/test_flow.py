@@ -34,6 +34,7 @@ def sampler_of(spec) -> SamplerConfig:
         steps=spec["steps"],
         rescale=float(spec["rescale"]),
         strength=float(spec["strength"]),
+        interval=tuple(spec.get("interval", SamplerConfig().interval)),
         shortcut=not spec.get("no_shortcut", True),
     )
 
@@ -104,7 +105,7 @@ def test_sampled_geometry(case, assert_matches):
     meta = case["meta"]
     spec = {**meta, **meta["config"], **json.loads(meta.get("spec", "{}"))}
     if not {"steps", "rescale", "strength"} <= spec.keys() or not {"cond", "noise"} <= case["inputs"].keys():
-        pytest.skip(f"{case['name']} does not say how it was sampled")
+        pytest.fail(f"{case['name']} does not say how it was sampled: steps, rescale, strength, cond and noise")
     flow = flow_of(case)
     context = flow.condition(case["inputs"]["cond"])
     result = sample(lambda *state: flow(*state[:3], context, state[3]), case["inputs"]["noise"], sampler_of(spec))

@@ -1,6 +1,7 @@
 """Model files: exact round trip, and one clear error for every kind of wrong file."""
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny import TINY
 
 from event_sam3d_ros.errors import CheckpointError
-from event_sam3d_ros.sam3d.checkpoint import MASK_ENCODER, load_checkpoint, save_checkpoint
+from event_sam3d_ros.sam3d import checkpoint
+from event_sam3d_ros.sam3d.checkpoint import MASK_ENCODER, load_checkpoint, save_checkpoint, write_state
 from event_sam3d_ros.sam3d.config import ModelConfig, to_dict
 from event_sam3d_ros.sam3d.network import Network, build
 
@@ -63,6 +65,47 @@ def test_types(config, tmp_path, dtype):
         assert torch.equal(tensor, stored.to(tensor.dtype)), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_weights_are_converted_one_by_one_as_they_are_read(config, tmp_path, monkeypatch, dtype, stored):
+    """Both types of all of them at once would take half as much memory again or more, for good in part."""
+    network, sources = build(config), []
+    save_checkpoint(tmp_path / "m.safetensors", network, INFO, stored)
+
+    def converted(name, tensor, to):
+        assert not any(source() is not None for source in sources)
+        sources.append(weakref.ref(tensor))
+        return original(name, tensor, to)
+
+    original = checkpoint.converted
+    monkeypatch.setattr(checkpoint, "converted", converted)
+    loaded, _ = load_checkpoint(tmp_path / "m.safetensors", dtype)
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype is (dtype if config.head == "flow" else torch.float32)
+        assert torch.equal(tensor, network.state_dict()[name].to(stored).to(tensor.dtype)), name
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    assert bool(sources) == (stored is not (dtype if config.head == "flow" else torch.float32))
+
+
+def test_numbers_that_a_type_has_no_room_for_are_named(tmp_path):
+    network = build(FLOW)
+    with torch.no_grad():
+        network.decoder.out_layer[2].bias.fill_(1e6)
+    save_checkpoint(tmp_path / "m.safetensors", network, INFO, torch.bfloat16)
+    load_checkpoint(tmp_path / "m.safetensors", torch.bfloat16)
+    with pytest.raises(CheckpointError, match="decoder.out_layer.2.bias of .* is too large for float16") as error:
+        load_checkpoint(tmp_path / "m.safetensors", torch.float16)
+    assert error.value.reason == "wrong_checkpoint"
+
+
+def test_tensors_that_share_memory_are_stored_each(tmp_path):
+    values = torch.arange(6.0)
+    state = {"a": values, "b": values, "part": values[2:], "turned": values.view(2, 3)}
+    write_state(tmp_path / "m.safetensors", state, ModelConfig(), INFO)
+    stored = load_file(str(tmp_path / "m.safetensors"))
+    assert stored.keys() == state.keys() and all(torch.equal(x, stored[name]) for name, x in state.items())
+
+
 def test_shipped_weights_load():
     network, info = load_checkpoint(WEIGHTS)
     assert isinstance(network, Network)
@@ -111,8 +154,9 @@ def test_saving_over_a_file_is_whole_or_not_at_all(path, config, tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(CheckpointError, match="no model file"):
+    with pytest.raises(CheckpointError, match="no model file") as error:
         load_checkpoint(tmp_path / "none.safetensors")
+    assert error.value.reason == "no_checkpoint"
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.999])

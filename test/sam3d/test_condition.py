@@ -12,7 +12,7 @@ from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.sam3d.condition import TokenConditionStage
 from event_sam3d_ros.sam3d.config import FusionConfig, ModelConfig
 from event_sam3d_ros.sam3d.embedder_fuser import POINTMAPS, EmbedderFuser
-from event_sam3d_ros.sam3d.event_fusion import TokenAttention
+from event_sam3d_ros.sam3d.event_fusion import TokenAttention, gated
 from event_sam3d_ros.sam3d.layers import Block
 from event_sam3d_ros.sam3d.network import Network
 
@@ -114,6 +114,36 @@ def test_every_gate_moves_with_the_first_optimiser_step(stage):
     stage(make_inputs(events=True)).square().mean().backward()
     optimizer.step()
     assert all(gate.any() for gate in gates.values())
+
+
+def overflow(stage: TokenConditionStage) -> None:
+    """Has every branch of the fusion give inf in float16, but for some channels that stay finite."""
+    with torch.no_grad():
+        for name, parameter in stage.fusion.named_parameters():
+            if name.endswith(("proj.weight", "fc2.weight", "mix.1.weight", "project.weight")):
+                parameter[1:] = 6e4 * parameter[1:].sign()
+
+
+@torch.inference_mode()
+def test_closed_gates_hold_where_the_branch_overflows(stage):
+    inputs = make_inputs(events=True)
+    stage.half()
+    overflow(stage)
+    plain = stage.fuser({name: x for name, x in inputs.items() if "event" not in name})
+    assert plain.isfinite().all()
+    assert torch.equal(stage(inputs), plain)
+    for gate in stage.fusion.gates().values():
+        gate.fill_(0.5)
+    assert not stage(inputs).isfinite().all()  # an open gate hides nothing
+
+
+@pytest.mark.parametrize("numbers", ["all", "some"])
+def test_a_closed_gate_learns_from_the_branchs_finite_numbers(numbers):
+    gate, branch = torch.zeros((), requires_grad=True), torch.tensor([1.0, torch.inf, -2.0, torch.nan])
+    branch = (branch if numbers == "some" else branch.nan_to_num(0, 3)).requires_grad_()
+    gated(gate, branch).sum().backward()
+    assert gate.grad == (-1 if numbers == "some" else 2)
+    assert not branch.grad.any()
 
 
 def test_without_events_the_event_branch_does_not_run(stage):

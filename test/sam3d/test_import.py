@@ -246,11 +246,36 @@ def test_files_that_a_failed_download_leaves(official, tmp_path, content, reason
     assert error.value.reason == reason
 
 
-@pytest.mark.parametrize("content", [[1], {"a": 1}, {"state_dict": 3}, torch.zeros(1)])
+@pytest.mark.parametrize("content", [[1], {"a": 1}, {"state_dict": 3}, {3: torch.zeros(1)}, torch.zeros(1)])
 def test_pickles_without_tensors_by_name(official, tmp_path, content):
     torch.save(content, official[0] / "ss_decoder.ckpt")
     with pytest.raises(CheckpointError, match="no state dict"):
         import_released(official[0], tmp_path / "m.safetensors", TINY)
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(1).to_sparse(), torch.zeros(1, device="meta")], ids=["sparse", "meta"])
+def test_tensors_without_plain_numbers_are_named(official, tmp_path, tensor):
+    change(official[0] / "ss_decoder.ckpt", lambda state: state.update({"out_layer.2.bias": tensor}))
+    with pytest.raises(CheckpointError, match="ss_decoder.ckpt .*out_layer.2.bias") as error:
+        import_released(official[0], tmp_path / "m.safetensors", TINY)
+    assert error.value.reason == "foreign_checkpoint"
+    assert not list(tmp_path.glob("m.*"))
+
+
+def test_one_tensor_under_two_names_is_imported_as_two(official, tmp_path):
+    block = EMBEDDER + "module_list.0.backbone.blocks.0."
+    one, other = f"{block}norm1.weight", f"{block}norm2.weight"
+    change(official[0] / "ss_generator.ckpt", lambda state: state.update({one: state[other]}))
+    import_released(official[0], tmp_path / "m.safetensors", TINY)
+    first = load_checkpoint(tmp_path / "m.safetensors")[0].condition.fuser.image_encoder.blocks[0]
+    assert torch.equal(first.norm1.weight, first.norm2.weight)
+    assert first.norm1.weight.data_ptr() != first.norm2.weight.data_ptr()
+
+
+def test_a_size_that_no_memory_holds(official, tmp_path):
+    wide = replace(TINY.flow, transformer=replace(TINY.flow.transformer, width=2**40))
+    with pytest.raises(ConfigurationError, match="no network can be built"):
+        import_released(official[0], tmp_path / "m.safetensors", replace(TINY, flow=wide))
 
 
 def test_missing_files_are_named(official, tmp_path):
@@ -320,6 +345,15 @@ def test_the_output_may_lie_beside_the_sources(official):
 def test_command_with_a_place_that_is_not_there(command, capsys):
     assert main([*command[:2], "none/m.safetensors", *command[2:]]) == 2
     assert "no folder none" in capsys.readouterr().err
+
+
+def test_command_with_heads_that_the_width_is_no_multiple_of(command, capsys):
+    """It would be written and loaded, and fail at the first image."""
+    tiny = to_dict(TINY)
+    Path("tiny.yaml").write_text(yaml.safe_dump({**tiny, "fusion": {**tiny["fusion"], "heads": 3}}))
+    assert main([*command, "--events"]) == 2
+    assert "tiny.yaml" in (said := capsys.readouterr().err) and "fusion.heads" in said
+    assert not Path("event-sam3d-tiny.safetensors").exists()
 
 
 def test_weights_of_another_size_are_refused_by_the_default(command, capsys):

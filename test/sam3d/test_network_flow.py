@@ -12,7 +12,7 @@ from torch import Tensor
 from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig
 from event_sam3d_ros.sam3d.flow import seeded_generators
 from event_sam3d_ros.sam3d.memory import peak_memory
-from event_sam3d_ros.sam3d.network import FlowGeometry, FlowNetwork, Network, build
+from event_sam3d_ros.sam3d.network import FlowGeometry, FlowNetwork, Network, build, resolved
 
 OBJECTS = 3
 BATCH_TOLERANCE = 2e-5  # of logits and poses after 5 steps; measured are 2e-6
@@ -174,6 +174,21 @@ def test_stages_come_to_the_device_for_their_turn_and_leave_no_trace(network):
     assert geometry.logits.is_meta and geometry.logits.shape == (OBJECTS, *[TINY.flow.resolution] * 3)
     for name, tensor in network.state_dict(keep_vars=True).items():
         assert tensor is before[name][0] and torch.equal(tensor, before[name][1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "home", "expected"),
+    [
+        (None, "cuda:1", "cuda:1"),
+        ("cuda", "cuda:1", "cuda:1"),
+        ("cuda:0", "cuda:1", "cuda:0"),
+        ("cuda", "cpu", "cuda"),
+        ("cpu", "cuda:1", "cpu"),
+        ("cpu", "cpu", "cpu"),
+    ],
+)
+def test_a_device_without_a_number_is_where_the_weights_are(asked, home, expected):
+    assert resolved(asked, torch.device(home)) == torch.device(expected)
 
 
 def test_weights_are_put_back_after_an_error(network):
