@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from event_sam3d_ros.viewer.frames import Frames
 
 _DESCRIPTION = """
 PATH: a sequence (`event-sam3d sequence`), a recording, which is reconstructed while it is watched, or the folder of
@@ -16,7 +20,8 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command = commands.add_parser(
         "view", help="show a sequence, a recording, results or a live system in a browser", description=_DESCRIPTION
     )
-    command.add_argument("path", type=Path, metavar="PATH", help="what to show")
+    command.add_argument("path", nargs="?", type=Path, metavar="PATH", help="what to show")
+    command.add_argument("--live", action="store_true", help="show the topics of a running system instead")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (%(default)s)")
     command.add_argument("--port", type=_port, default=8080, help="0: any that is free (%(default)s)")
     command.add_argument("--paused", action="store_true", help="do not play at once")
@@ -40,13 +45,7 @@ def _port(text: str) -> int:
 
 
 def _view(options: argparse.Namespace) -> None:
-    from event_sam3d_ros.evaluation.bag_inputs import parse_topics
-    from event_sam3d_ros.viewer.sources import SourceOptions, open_frames
-
-    chosen = SourceOptions(
-        options.ground_truth, options.bag, parse_topics(options.topics), options.weights, options.device
-    )
-    frames = open_frames(options.path, chosen)
+    frames = _frames(options)
     from event_sam3d_ros.viewer.server import Viewer  # behind the source: a wrong path is told at once
 
     viewer = Viewer(frames, options.host, options.port, playing=not options.paused)
@@ -57,3 +56,18 @@ def _view(options: argparse.Namespace) -> None:
         print()
     finally:
         viewer.close()
+
+
+def _frames(options: argparse.Namespace) -> Frames:
+    from event_sam3d_ros.errors import ConfigurationError
+    from event_sam3d_ros.viewer import sources
+
+    if options.live == (options.path is not None):
+        raise ConfigurationError("give a PATH, or --live", reason="bad_options")
+    if options.live:
+        return sources.open_live(options.topics)
+    from event_sam3d_ros.evaluation.bag_inputs import parse_topics
+
+    topics = parse_topics(options.topics)
+    chosen = sources.SourceOptions(options.ground_truth, options.bag, topics, options.weights, options.device)
+    return sources.open_frames(options.path, chosen)

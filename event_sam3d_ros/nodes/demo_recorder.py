@@ -86,7 +86,7 @@ class DemoRecorder:
                 latency_ms=(now - stamp) / 1e6 if now else None,
                 processing_ms=float(message.processing_ms),
                 event_count=int(message.event_count),
-                objects=tuple(_object_result(item) for item in message.objects),
+                objects=tuple(object_result(item) for item in message.objects),
             )
         )
 
@@ -102,7 +102,8 @@ class DemoRecorder:
             self.counters[status.name.partition(":")[0]] = numbers
 
 
-def _object_result(item: ReconstructedObject) -> ObjectResult:
+def object_result(item: ReconstructedObject) -> ObjectResult:
+    """A message's object; its id is the mask's label."""
     cloud = points_to_numpy(item.points, ("x", "y", "z", "rgb"))
     packed = cloud["rgb"].astype(np.float32).view(np.uint32)
     colors = np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from event_sam3d_ros.demo.results import ObjectResult
 from event_sam3d_ros.errors import EventSam3dError, RecordingError
 from event_sam3d_ros.evaluation.bag_inputs import open_input
 from event_sam3d_ros.evaluation.bag_log import Row, pose_of_row, read_rows, reconstruction_of_row
@@ -69,7 +70,7 @@ def recording_frames(
     for step in sequence_steps(recording, reconstructor, result, truth.camera):
         assert step.frame.observation is not None
         pose = np.eye(4) if step.pose is None else step.pose
-        objects = tuple(map(_shown, step.tracked.reconstructions))
+        objects = tuple(map(shown, step.tracked.reconstructions))
         ids = dict(zip(step.tracked.labels, (one.id for one in objects), strict=True))
         view = _observed(step.frame.stamp_ns, step.frame.observation, ids)
         count += 1
@@ -164,19 +165,19 @@ def _result_objects(result: Row, is_named: bool, aside: bool) -> Iterator[ViewOb
         solid = Solid.from_reconstruction(found)
         points = (solid.surface * solid.side).astype(np.float32)
         colors = np.full((len(points), 3), _RESULT_COLOR, np.uint8)
-        shown = _shown(replace(found, id=row["id"]))
+        view = shown(replace(found, id=row["id"]))
         chosen = evenly(len(points), OBJECT_POINTS)
         name = f"{row['id']} {result['model']} {result['mode']}" if is_named else str(row["id"])
         yield replace(
-            shown, name=name, points=points[chosen], colors=colors[chosen], values=dict(row["metrics"]), aside=aside
+            view, name=name, points=points[chosen], colors=colors[chosen], values=dict(row["metrics"]), aside=aside
         )
 
 
 # What they have in common
 
 
-def _shown(found: Reconstruction) -> ViewObject:
-    """In the camera's frame."""
+def shown(found: Reconstruction | ObjectResult) -> ViewObject:
+    """A reconstruction in the camera's frame."""
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = Rotation.from_quat(found.quaternion).as_matrix(), found.position
     chosen = evenly(len(found.points), OBJECT_POINTS)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from event_sam3d_ros.errors import RecordingError
+from event_sam3d_ros.errors import ConfigurationError, RecordingError
 from event_sam3d_ros.sequence import FILE_NAME
 from event_sam3d_ros.viewer.feeds import open_recording_feed, open_results_feed, read_summary
 from event_sam3d_ros.viewer.frames import Frames
@@ -42,6 +42,28 @@ def open_frames(path: Path, options: SourceOptions) -> Frames:
         return open_results_feed(path, summary, options.bag, options.topics, options.ground_truth)
     truth = read_view_truth(path, options.ground_truth)
     return open_recording_feed(path, options.topics, options.weights, options.device, truth)
+
+
+def open_live(words: Iterable[str]) -> Frames:
+    """The topics of a running system; ``words``: KIND=/TOPIC for those with other names than the defaults.
+    ConfigurationError where there is no ROS, or for other words."""
+    try:
+        from event_sam3d_ros.nodes.live_view import TOPICS, LiveFrames
+    except ImportError as error:
+        raise ConfigurationError(
+            f"--live needs ROS 2 and this package's messages ({error}): use the shell of env.sh, or source the "
+            "workspace that it was built in",
+            reason="no_ros",
+        ) from error
+    topics = dict(TOPICS)
+    for word in words:
+        kind, _, topic = word.partition("=")
+        if kind not in topics or not topic:
+            raise ConfigurationError(
+                f"{word!r} names no topic: give KIND=/TOPIC with one of {', '.join(topics)}", reason="bad_topic"
+            )
+        topics[kind] = topic
+    return LiveFrames(topics)
 
 
 def _is_sequence(path: Path) -> bool:
