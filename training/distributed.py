@@ -81,17 +81,9 @@ class Team:
         """This process's samples of a whole batch, on its device."""
         return {name: tensor[self.rank :: self.count].to(self.device) for name, tensor in batch.items()}
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes, the same in each."""
-        if self.count == 1:
-            return value
-        total = value.clone()
-        distributed.all_reduce(total)
-        return total / self.count
-
     def same(self, value: int) -> bool:
         """Whether all processes hold the same number."""
-        return self.count == 1 or float(self.mean(torch.tensor(float(value), device=self.device))) == value
+        return self.count == 1 or float(mean(torch.tensor(float(value), device=self.device))) == value
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients that are averaged over all processes; it starts with rank 0's weights."""
@@ -100,6 +92,32 @@ class Team:
         devices = [self.device] if self.device.type == "cuda" else None
         # a step need not use all weights: events or RGB may be missing from it
         return nn.parallel.DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+
+
+def whole_batch(rows: int) -> tuple[int, slice]:
+    """The size of the batch of which this process has ``rows`` samples, and which of its samples those are.
+
+    What chance decides for each sample is drawn for the whole batch, from random numbers that all processes share, and
+    each takes its own rows of it; else two processes would train on other choices than one.
+    """
+    rank, count = _rank_and_count()
+    return rows * count, slice(rank, None, count)
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, the same in each; no gradient goes through it."""
+    _, count = _rank_and_count()
+    if count == 1:
+        return value
+    total = value.detach().clone()
+    distributed.all_reduce(total)
+    return total / count
+
+
+def _rank_and_count() -> tuple[int, int]:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from event_sam3d_ros.errors import CheckpointError, ConfigurationError
 from event_sam3d_ros.sam3d.checkpoint import PRECISIONS, load_checkpoint, save_checkpoint
 from event_sam3d_ros.sam3d.config import ModelConfig, to_dict
 from event_sam3d_ros.sam3d.network import FlowNetwork, Network
-from training.distributed import Team, join
+from training.distributed import Team, join, mean
 from training.monitor import Monitor
 from training.muon import Muon
 from training.settings import StageConfig
@@ -31,7 +31,8 @@ LICENCE = "Apache-2.0"  # of weights that nothing but procedural objects went in
 _LAYERS = (nn.Conv2d, nn.Linear)
 
 LossFunction = Callable[[dict[str, Tensor], np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
-"""(batch, random numbers of the step) -> loss to minimise and scalars for the log."""
+"""(batch, random numbers of the step) -> loss to minimise and scalars for the log. Each of several processes has its
+part of the batch and all have the same random numbers: see `training.distributed.whole_batch`."""
 BatchSource = Callable[[int], dict[str, Tensor]]
 """The batch of a step, tensors (batch_size, ...), always the same for the same step. A source that makes batches at
 some cost has a method ``share(step, rank, count)`` as well, which makes one process's part alone."""
@@ -290,7 +291,7 @@ class _Run:
 
     def _mean_parts(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalars averaged over all processes."""
-        means = self.team.mean(torch.stack([value.detach().float() for value in parts.values()]))
+        means = mean(torch.stack([value.detach().float() for value in parts.values()]))
         return dict(zip(parts, means, strict=True))
 
 

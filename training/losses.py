@@ -10,6 +10,7 @@ from torch import Tensor
 
 from event_sam3d_ros.sam3d.geometry_direct import Geometry
 from event_sam3d_ros.sam3d.vit import Features
+from training.distributed import mean
 
 POSITIVE_WEIGHT = 2.0  # solid cells are the minority of a crop's grid
 
@@ -34,14 +35,16 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
 def depth_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """(front depth, thickness) in units of the grid's depth, L1, over the columns that are solid in ``target``.
 
-    The front is the expected first hit under independent cells: p_k * prod_{j<k} (1 - p_j).
+    The front is the expected first hit under independent cells: p_k * prod_{j<k} (1 - p_j). Both are 0 for a batch
+    without a solid column. Several processes divide by their mean number of columns, so that the mean of their losses
+    is that of the whole batch.
     """
     probability = torch.sigmoid(logits)
     columns = target.amax(1) > 0.5
-    return (
-        ((front_depth(probability) - front_depth(target)).abs() * columns).sum() / columns.sum().clamp(min=1),
-        (probability.mean(1) - target.mean(1)).abs()[columns].mean(),
-    )
+    count = mean(columns.sum().float()).clamp(min=1)
+    front = (front_depth(probability) - front_depth(target)).abs()
+    thickness = (probability.mean(1) - target.mean(1)).abs()
+    return (front * columns).sum() / count, (thickness * columns).sum() / count
 
 
 def silhouette_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -115,6 +118,6 @@ def teacher_loss(geometry: Geometry, teacher: Geometry) -> tuple[Tensor, dict[st
     """
     target = torch.sigmoid(teacher.logits)
     focal = focal_loss(geometry.logits, target)
-    dice = occupancy_loss(geometry.logits, target)
+    occupancy = occupancy_loss(geometry.logits, target)
     up = up_loss(geometry.up, teacher.up)
-    return 4 * focal + dice + up, {"focal": focal, "occupancy": dice, "up": up}
+    return 4 * focal + occupancy + up, {"focal": focal, "occupancy": occupancy, "up": up}

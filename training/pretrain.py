@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from event_sam3d_ros.sam3d.network import Network
+from training.distributed import whole_batch
 from training.engine import load_stage_input, train
 from training.losses import geometry_loss
 from training.pictures import sheet
@@ -41,7 +42,8 @@ def blacken(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
     """Images (B, C, H, W) with this share of them, by chance, black: a camera that gives nothing."""
     if not share:
         return images
-    kept = torch.from_numpy(rng.random(len(images)) >= share).to(images)
+    count, own = whole_batch(len(images))
+    kept = torch.from_numpy(rng.random(count)[own] >= share).to(images)
     return images * kept[:, None, None, None]
 
 

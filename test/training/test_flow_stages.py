@@ -16,7 +16,7 @@ from event_sam3d_ros.sam3d.flow import draw_noise, seeded_generators
 from event_sam3d_ros.sam3d.geometry_flow import SHAPE, GeometryFlow
 from event_sam3d_ros.sam3d.layout import decode_poses
 from event_sam3d_ros.sam3d.structure_vae import tokens_to_grid
-from training import distill, fuse, pretrain
+from training import distill, distributed, fuse, pretrain
 from training.engine import train
 from training.flow import matching, structure
 from training.flow.batches import FlowBatches, pose_latents, views
@@ -58,7 +58,7 @@ def model(flow_config):
 def batch(flow_folder, model):
     """Four objects in fast motion, as they are: every other case is of the same object."""
     source = FlowBatches(flow_folder, model, OBJECTS, 0, 8)
-    return source._make(np.array([1, 3, 5, 7]), True, None)
+    return source.read(np.array([1, 3, 5, 7]), True)
 
 
 def fit(name, network, trained, loss, batch, stage, out):
@@ -290,6 +290,24 @@ def test_fusion_brings_the_blurry_frame_to_the_sharp_one(network, batch, model, 
     assert off(latents[SHAPE], sharp[SHAPE]) < 0.85 * off(blurry[SHAPE], sharp[SHAPE])
     alone, _ = sampled(fused, mode_views(batch, "blurry"), sampler)
     assert all(torch.equal(alone[name], x) for name, x in blurry.items())  # without events nothing changed
+
+
+@pytest.mark.parametrize("phase", ["structure", "shortcut", "fuse", "unfreeze"])
+def test_shares_of_a_batch_have_its_loss_in_the_mean(phase, network, vae, batch, monkeypatch):
+    """What chance decides for an object does not depend on how many processes share the batch."""
+    loss = {
+        "structure": lambda b, r: structure.loss(vae, b, r),
+        "shortcut": matching_stage(network, vae, shortcut_loss, drop_image=0.5),
+        "fuse": lambda b, r: fusion_loss(network, b, r, FuseConfig(drop_image=0.5, drop_events=0.5)),
+        "unfreeze": finishing(network, vae),
+    }[phase]
+    with torch.no_grad():
+        whole, shares = loss(batch, np.random.default_rng(3))[0], []
+        for rank in range(2):
+            monkeypatch.setattr(distributed, "_rank_and_count", lambda rank=rank: (rank, 2))
+            share = {name: tensor[rank::2] for name, tensor in batch.items()}
+            shares.append(loss(share, np.random.default_rng(3))[0])
+    assert torch.stack(shares).mean() == pytest.approx(float(whole), rel=1e-5)
 
 
 @pytest.mark.parametrize("phase", ["structure", "shortcut", "fuse", "unfreeze"])

@@ -147,17 +147,20 @@ def test_a_process_that_was_killed_resumes_bit_identically(data, start, config, 
 
 
 def test_two_processes_compute_what_one_does(data, start, config, tmp_path):
-    """Up to the order of additions; all losses of this stage are means over samples of equal size."""
-    settings = config("distill", cases=32, steps=3, batch_size=4, warmup=1, validation=8, validate_every=3)
+    """Up to the order of additions, with what chance decides for single samples."""
+    settings = config(
+        "fuse", cases=32, steps=3, batch_size=4, warmup=1, validation=8, validate_every=3, drop_image=0.4,
+        drop_events=0.4,
+    )  # fmt: skip
     arguments = ("--config", settings, "--data", data, "--weights", start, "--device", "cpu")
     alone, shared = tmp_path / "alone.safetensors", tmp_path / "shared.safetensors"
-    run(distill, *arguments, "--out", alone)
+    run(fuse, *arguments, "--out", alone)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    process = spawn(*launcher, "-m", "training.distill", *arguments, "--out", shared)
+    process = spawn(*launcher, "-m", "training.fuse", *arguments, "--out", shared)
     message = process.communicate(timeout=240)[1]
     assert process.returncode == 0, message
     for one, two in zip(log(alone), log(shared), strict=True):
-        assert one == pytest.approx(two, rel=1e-4)
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-7)
     first, second = weights(alone), weights(shared)
     assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
 

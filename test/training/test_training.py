@@ -13,7 +13,7 @@ from event_sam3d_ros.sam3d.checkpoint import load_checkpoint
 from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.geometry_direct import Geometry
 from event_sam3d_ros.sam3d.network import Network
-from training import distill, fuse, pretrain
+from training import distill, distributed, fuse, pretrain
 from training.datasets import Batches, DataConfig, augment, render
 from training.engine import load_stage_input, make_optimizers, train
 from training.losses import depth_losses, focal_loss, geometry_loss, grid_iou, occupancy_loss, silhouette_loss
@@ -74,6 +74,28 @@ def test_mirroring_keeps_images_and_targets_together(folder):
         expected = batch["true_mask"][i].flip(-1) if flipped else batch["true_mask"][i]
         assert torch.equal(mirrored["true_mask"][i], expected)
         assert torch.equal(mirrored["true_up"][i, 0], batch["true_up"][i, 0] * (-1 if flipped else 1))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "fuse"])
+def test_shares_of_a_batch_have_its_loss_in_the_mean(folder, network, monkeypatch, stage):
+    """What chance decides for a sample does not depend on how many processes share the batch."""
+    batch = Batches(folder, CONFIG, 6, 0, 6)(0)
+    batch["true_occupancy"][0::2] *= torch.rand(3, 1, 32, 32) > 0.5  # shares with different numbers of solid columns
+    solid = (batch["true_occupancy"].amax(1) > 0.5).sum((1, 2)).float()
+
+    def loss(batch):
+        rng = np.random.default_rng(3)  # a step of pretraining on the true mask
+        if stage == "fuse":
+            return fuse.fusion_loss(network, batch, rng, FuseConfig(drop_image=0.5, drop_events=0.5))[0]
+        return pretrain.loss(network, batch, rng, PretrainConfig(drop_image=0.5))[0]
+
+    with torch.no_grad():
+        whole, shares = loss(batch), []
+        for rank in range(2):
+            monkeypatch.setattr(distributed, "_rank_and_count", lambda rank=rank: (rank, 2))
+            monkeypatch.setattr("training.losses.mean", lambda count: solid.sum() / 2)
+            shares.append(loss({name: tensor[rank::2] for name, tensor in batch.items()}))
+    assert torch.stack(shares).mean() == pytest.approx(float(whole), rel=1e-5)
 
 
 def pretrain_loss(network, batch, rng):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from event_sam3d_ros.sam3d.flow import TIME_SCALE, Latents, draw_noise, guide, interpolate
 from event_sam3d_ros.sam3d.geometry_flow import SHAPE, GeometryFlow
+from training.distributed import whole_batch
 
 WEIGHTS = {SHAPE: 1.0, "6drotation_normalized": 0.1, "translation": 1.0, "scale": 0.1, "translation_scale": 0.0}
 """Table 5: S 1.0, R 0.1, t 1.0, s 0.1. ``translation_scale`` has no meaning in the released convention: weight 0."""
@@ -33,14 +34,14 @@ def flow_matching_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``tokens``: condition (B, M, C) of B objects, ``data``: their latents -> the weighted loss and its parts. All
     random choices come from ``generator``, of the CPU."""
-    return _loss(flow, tokens, data, generator, long_steps=0)
+    return _loss(flow, tokens, data, generator, long_share=0.0)
 
 
 def shortcut_loss(
     flow: GeometryFlow, tokens: Tensor, data: Latents, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`flow_matching_loss` for most objects; for the first quarter the self-consistency of long steps."""
-    return _loss(flow, tokens, data, generator, long_steps=round(SELF_CONSISTENT * len(tokens)))
+    return _loss(flow, tokens, data, generator, long_share=SELF_CONSISTENT)
 
 
 def velocity_errors(predicted: Latents, target: Latents) -> tuple[Tensor, dict[str, Tensor]]:
@@ -51,16 +52,19 @@ def velocity_errors(predicted: Latents, target: Latents) -> tuple[Tensor, dict[s
 
 
 def _loss(
-    flow: GeometryFlow, tokens: Tensor, data: Latents, generator: torch.Generator, long_steps: int
+    flow: GeometryFlow, tokens: Tensor, data: Latents, generator: torch.Generator, long_share: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    count, device = len(tokens), tokens.device
-    noise = draw_noise(flow.latent_shapes, [generator] * count, device)
+    device = tokens.device
+    count, own = whole_batch(len(tokens))
+    long_steps = round(long_share * count)
+    noise = own_noise(flow, len(tokens), generator, device)
     time = torch.sigmoid(TIME_MEAN + TIME_DEVIATION * torch.randn(count, generator=generator))
     kept = (torch.rand(count, generator=generator) >= UNCONDITIONAL).float()
     step = torch.zeros(count)
     step[:long_steps], time[:long_steps] = random_long_steps(long_steps, generator)
     kept[:long_steps] = 1
-    time, step, kept = time.to(device), step.to(device), kept.to(device)
+    time, step, kept = (drawn[own].to(device) for drawn in (time, step, kept))
+    long_steps = len(range(long_steps)[own])
     state, target = interpolate(noise, data, time)
     if long_steps:
         first = slice(0, long_steps)
@@ -69,6 +73,12 @@ def _loss(
     condition = flow.condition(tokens * kept[:, None, None])
     predicted, _ = flow(state, TIME_SCALE * time, TIME_SCALE * step, condition)
     return velocity_errors(predicted, target)
+
+
+def own_noise(flow: GeometryFlow, rows: int, generator: torch.Generator, device: torch.device) -> Latents:
+    """Noise for this process's ``rows`` samples of a batch."""
+    count, own = whole_batch(rows)
+    return {name: x[own].to(device) for name, x in draw_noise(flow.latent_shapes, [generator] * count).items()}
 
 
 def random_long_steps(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

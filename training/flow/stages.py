@@ -20,14 +20,15 @@ from torch.nn import Module
 from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig
 from event_sam3d_ros.sam3d.embedder_fuser import IMAGES
-from event_sam3d_ros.sam3d.flow import Latents, draw_noise, sample
+from event_sam3d_ros.sam3d.flow import Latents, sample
 from event_sam3d_ros.sam3d.geometry_flow import SHAPE, GeometryFlow
 from event_sam3d_ros.sam3d.network import FlowNetwork
 from event_sam3d_ros.sam3d.vit import Features
+from training.distributed import whole_batch
 from training.engine import LossFunction, load_stage_input, train
 from training.flow import structure
 from training.flow.batches import pose_latents, views
-from training.flow.matching import flow_matching_loss, shortcut_loss, velocity_errors
+from training.flow.matching import flow_matching_loss, own_noise, shortcut_loss, velocity_errors
 from training.flow.structure import StructureVae
 from training.settings import FuseConfig, StageConfig, TrainingConfig
 from training.sources import open_batches
@@ -140,7 +141,8 @@ def blackened(seen: Batch, names: Collection[str], share: float, rng: np.random.
     """Views with this share of their objects, by chance, black in the views ``names``, crop and full frame together."""
     if not share:
         return seen
-    kept = torch.from_numpy(rng.random(len(seen["mask"])) >= share)[:, None, None, None]
+    count, own = whole_batch(len(seen["mask"]))
+    kept = torch.from_numpy(rng.random(count)[own] >= share)[:, None, None, None]
     return {name: view * kept.to(view) if name in names else view for name, view in seen.items()}
 
 
@@ -188,10 +190,10 @@ def fusion_loss(network: FlowNetwork, batch: Batch, rng: np.random.Generator, st
     where the blurry frame with its events leads the sharp frame's way; against latents, each sample of the teacher
     would hide that under the noise that no condition can foretell.
     """
-    flow, random = network.flow, generator(rng)
+    flow = network.flow
     with torch.no_grad():
         tokens = network.condition(views(batch, "sharp"))
-        noise = draw_noise(flow.latent_shapes, [random] * len(tokens), tokens.device)
+        noise = own_noise(flow, len(tokens), generator(rng), tokens.device)
         steps = path(flow, tokens, noise, network.config.flow.sampler)
     step = steps[rng.integers(len(steps))]
     seen = blackened(views(batch, "blurry"), IMAGES, stage.drop_image, rng)

@@ -12,6 +12,7 @@ from event_sam3d_ros.errors import CheckpointError
 from event_sam3d_ros.sam3d.checkpoint import read_safetensors, save_checkpoint, tensor_problems
 from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.structure_vae import StructureDecoder, StructureEncoder, grid_to_tokens
+from training.distributed import whole_batch
 from training.losses import occupancy_loss
 
 KL_WEIGHT = 1e-3
@@ -42,7 +43,8 @@ def loss(vae: StructureVae, batch: dict[str, Tensor], rng: np.random.Generator) 
     2013, appendix B)."""
     occupancy = batch["occupancy"]
     mean, log_variance = vae.encoder(occupancy)
-    noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32)).to(mean.device)
+    count, own = whole_batch(len(mean))
+    noise = torch.from_numpy(rng.standard_normal((count, *mean.shape[1:]), dtype=np.float32)[own]).to(mean.device)
     logits = vae.decoder(mean + noise * (0.5 * log_variance).exp())[:, 0]
     reconstruction = occupancy_loss(logits, occupancy[:, 0])
     divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).mean()
