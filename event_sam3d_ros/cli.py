@@ -7,6 +7,7 @@ command line is wrong, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from event_sam3d_ros.errors import EventSam3dError, RecordingWarning
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; ``arguments`` default to the command line's. Returns the exit code."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths need not be text
     command: Callable[[argparse.Namespace], int | None] = options.command
     try:
         with warnings.catch_warnings():

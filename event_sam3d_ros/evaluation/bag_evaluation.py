@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from event_sam3d_ros import __version__
 from event_sam3d_ros.errors import ConfigurationError, EventSam3dError, RecordingError
 from event_sam3d_ros.evaluation.bag_inputs import MODES, open_input
 from event_sam3d_ros.evaluation.bag_results import Results, summary_of, write_csv, write_json, write_text
+from event_sam3d_ros.evaluation.bag_truth import Truth, find_truth, read_bag_truth
 from event_sam3d_ros.evaluation.bag_worker import BagJob, BagOutcome, evaluate_bag
 from event_sam3d_ros.evaluation.report import report_html
 from event_sam3d_ros.reconstructor import Reconstructor, find_weights
@@ -67,19 +69,27 @@ def evaluate_bags(
     begin = time.monotonic()
     jobs = _jobs(options)
     files = {label: find_weights(name) for label, name in _labels(options.weights).items()}
-    configuration = _configuration(options, jobs, files)
-    outcomes = {job.name: outcome for job in jobs if (outcome := _look(job, say)) is not None}
+    truths = {job.name: read_bag_truth(job.path, job.truth) if job.truth else Truth() for job in jobs}
+    outcomes, topics = {}, {}
+    for job in jobs:
+        try:
+            topics[job.name] = _look(job, truths[job.name], say)
+        except EventSam3dError as error:
+            outcomes[job.name] = BagOutcome(job.name, error.reason, str(error))
+        except OSError as error:
+            outcomes[job.name] = BagOutcome(job.name, "os_error", f"{job.path}: {error.strerror or error}")
     todo = [job for job in jobs if job.name not in outcomes]
     if not todo:
         _raise_failures(list(outcomes.values()))
-    _prepare(options.out, configuration)
+    configuration = _configuration(options, jobs, files, truths)
     models = _load(files, options.device)
+    _prepare(options.out, configuration)  # behind all that can be wrong with the command line
     outcomes |= _run(todo, files, models, options, show_progress)
     for outcome in outcomes.values():
         for sentence in outcome.warnings:
             warn(sentence)
     try:
-        summary = _write(options, jobs, outcomes, configuration, files, models, time.monotonic() - begin)
+        summary = _write(options, jobs, outcomes, configuration, topics, files, models, time.monotonic() - begin)
     except OSError as error:
         raise OSError(f"{error.filename or options.out}: {error.strerror or error}\n{_KEPT}") from error
     _raise_failures(list(outcomes.values()))
@@ -91,6 +101,7 @@ def _write(
     jobs: Sequence[BagJob],
     outcomes: Mapping[str, BagOutcome],
     configuration: Mapping[str, Any],
+    topics: Mapping[str, Mapping[str, str]],
     files: Mapping[str, Path],
     models: Mapping[str, Reconstructor],
     wall_s: float,
@@ -99,7 +110,7 @@ def _write(
     results = Results([(model, mode) for model in files for mode in options.modes])
     write_csv(options.out / "results.csv", lambda write: results.read(outcomes, jobs, write))
     infos = {label: dict(sorted(model.info.items())) for label, model in models.items()}
-    summary = summary_of(results, configuration, infos)
+    summary = summary_of(results, configuration, topics, infos)
     write_json(options.out / "summary.json", summary)
     run = {"wall_s": round(wall_s, 3), "workers": options.workers, "cpus": os.cpu_count()}
     timings = results.timing_summary() | {"latest_run": run}
@@ -108,18 +119,14 @@ def _write(
     return summary
 
 
-def _look(job: BagJob, say: Callable[[str], None]) -> BagOutcome | None:
-    """Says which topics are used; the outcome of a recording that can't be evaluated at all."""
-    try:
-        _, mapping = open_input(job.path, job.topics, job.modes)
-    except EventSam3dError as error:
-        return BagOutcome(job.name, error.reason, str(error))
-    except OSError as error:
-        return BagOutcome(job.name, "os_error", f"{job.path}: {error.strerror or error}")
+def _look(job: BagJob, truth: Truth, say: Callable[[str], None]) -> dict[str, str]:
+    """Says which topics and which truth are used; the topics by kind, in words."""
+    _, topics = open_input(job.path, job.topics, job.modes)
     say(f"{job.name}: {job.path}")
-    for kind, source in mapping.items():
+    for kind, source in topics.items():
         say(f"  {kind:<12} {source}")
-    return None
+    say(f"  {'ground truth':<12} {truth.kind if truth.path is None else f'{truth.path} ({truth.kind})'}")
+    return topics
 
 
 def _jobs(options: EvaluationOptions) -> list[BagJob]:
@@ -144,7 +151,7 @@ def _jobs(options: EvaluationOptions) -> list[BagJob]:
         while any(job.name == name for job in jobs):
             count += 1
             name = f"{stem}_{count}"
-        truth = truths[number] if truths else None
+        truth = Path(os.path.abspath(truths[number].expanduser())) if truths else find_truth(path)
         modes, topics = tuple(options.modes), dict(options.topics)
         jobs.append(BagJob(name, path, options.out, modes, topics, truth, options.metrics, options.save_mcap))
     return jobs
@@ -177,11 +184,16 @@ def _load(files: Mapping[str, Path], device: str) -> dict[str, Reconstructor]:
 # What a run is, and whether a folder holds it
 
 
-def _configuration(options: EvaluationOptions, jobs: Sequence[BagJob], files: Mapping[str, Path]) -> dict[str, Any]:
+def _configuration(
+    options: EvaluationOptions, jobs: Sequence[BagJob], files: Mapping[str, Path], truths: Mapping[str, Truth]
+) -> dict[str, Any]:
     return {
         "version": __version__,
         "bags": {job.name: {"path": str(job.path), "bytes": _size(job.path)} for job in jobs},
-        "ground_truth": {job.name: _fingerprint(job.truth) for job in jobs},
+        "ground_truth": {
+            name: {"kind": truth.kind, "path": str(truth.path or ""), "files": [_fingerprint(f) for f in truth.files]}
+            for name, truth in truths.items()
+        },
         "models": {label: _fingerprint(path) for label, path in files.items()},
         "modes": list(options.modes),
         "topics": dict(sorted(options.topics.items())),
@@ -191,9 +203,7 @@ def _configuration(options: EvaluationOptions, jobs: Sequence[BagJob], files: Ma
     }
 
 
-def _fingerprint(path: Path | None) -> str | None:
-    if path is None:
-        return None
+def _fingerprint(path: Path) -> str:
     try:
         return f"{path.name} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
     except OSError as error:
@@ -295,7 +305,19 @@ def _run_in_processes(
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-        return {job.name: future.result() for future, job in futures.items()}
+        return {job.name: _outcome(job, future) for future, job in futures.items()}
+
+
+def _outcome(job: BagJob, future: Future[BagOutcome]) -> BagOutcome:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        # When one process is ended from outside, the pool ends the others too.
+        message = (
+            f"{job.path}: a worker process was ended from outside before this recording was done, as the system does "
+            "when memory runs short (see dmesg): the same command goes on; with fewer --workers it needs less"
+        )
+        return BagOutcome(job.name, "worker_died", message)
 
 
 _of_worker: dict[str, Any] = {}
@@ -343,6 +365,7 @@ def _raise_failures(outcomes: Sequence[BagOutcome]) -> None:
     text = "\n".join(outcome.message for outcome in failed)
     if rest := len(outcomes) - len(failed):
         text += f"\n{rest} other recording{'s' * (rest > 1)} done"
-    if any(outcome.reason == "os_error" for outcome in failed):
-        raise OSError(f"{text}\n{_KEPT}")
+    reasons = {outcome.reason for outcome in failed}
+    if reasons & {"os_error", "worker_died"}:
+        raise OSError(f"{text}\n{_KEPT}" if "os_error" in reasons else text)
     raise BagsFailed(text, reason=failed[0].reason)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from event_sam3d_ros.evaluation.bag_log import Row, read_rows, whole_file
-from event_sam3d_ros.evaluation.bag_worker import KEPT_PICTURES, BagJob, BagOutcome, Setup, main_value
+from event_sam3d_ros.evaluation.bag_worker import KEPT_PICTURES, RANKING, BagJob, BagOutcome, Setup, frame_value
 
 TRUTH_METRICS = (
     *("iou", "viou_surface", "chamfer", "f1@0.01", "f1@0.05", "iou_camera", "mask_iou", "up_error_deg"),
@@ -130,14 +130,20 @@ class Results:
         self.total = {setup: SetupResults() for setup in self.setups}
         self.differences: dict[Setup, dict[str, Running]] = {one: defaultdict(Running) for one in self.setups[1:]}
         self.timings: dict[str, Series] = defaultdict(Series)
-        self.ranked_by = ""
-        self._ranked: dict[int, list[tuple[float, int, str, int]]] = {1: [], -1: []}
+        self._ranked: dict[tuple[str, int], list[tuple[float, int, str, int]]] = {
+            (name, sign): [] for name in RANKING for sign in (1, -1)
+        }
+
+    @property
+    def ranked_by(self) -> str:
+        """The metric by which frames are ranked: one for the whole run; empty where no frame has any."""
+        return next((name for name in RANKING if self._ranked[name, 1]), "")
 
     def best(self, sign: int = 1) -> list[dict[str, Any]]:
-        """The frames with the highest (``sign`` -1: lowest) values, the extreme one first."""
+        """The frames with the highest (``sign`` -1: lowest) values, the extreme one first; only those that have one."""
         return [
             {"bag": bag, "frame": frame, "value": round(sign * value, 6)}
-            for value, _, bag, frame in sorted(self._ranked[sign], reverse=True)
+            for value, _, bag, frame in sorted(self._ranked.get((self.ranked_by, sign), ()), reverse=True)
         ]
 
     def read(
@@ -152,7 +158,8 @@ class Results:
                 if "end" in row:
                     bag.is_complete, end = True, row["end"]
                     bag.reports.update(end["reports"])
-                    bag.sentences, bag.losses, bag.warnings = end["sentences"], end["losses"], end["warnings"]
+                    bag.sentences = {**end["sentences"], **bag.sentences}
+                    bag.losses, bag.warnings = end["losses"], end["warnings"]
                     continue
                 self._take(bag, row)
                 for line in _lines(job.name, row):
@@ -162,6 +169,7 @@ class Results:
         bag.first_ns = row["stamp_ns"] if bag.first_ns is None else bag.first_ns
         seconds = (row["stamp_ns"] - bag.first_ns) / 1e9
         bag.reports.update(row["reports"])
+        bag.sentences = {**row["sentences"], **bag.sentences}
         bag.series["event_count", ""].add(seconds, row["event_count"])
         for stage, value in _stages(row["ms"]).items():
             self.timings[stage].add(seconds, value)
@@ -187,12 +195,10 @@ class Results:
                     differences[name].add(values[setup][id_][name] - first[id_][name])
 
     def _rank(self, job: BagJob, row: Row) -> None:
-        value = main_value(row)
-        if value is None:
-            return
-        with_truth = any("iou_camera" in one["metrics"] for result in row["results"] for one in result["objects"])
-        self.ranked_by = "iou_camera" if with_truth else self.ranked_by or "input_mask_iou"
-        for sign, heap in self._ranked.items():
+        for (name, sign), heap in self._ranked.items():
+            value = frame_value(row, name)
+            if value is None:
+                continue
             heapq.heappush(heap, (sign * value, -row["frame"], job.name, row["frame"]))
             if len(heap) > KEPT_PICTURES:
                 heapq.heappop(heap)
@@ -262,7 +268,7 @@ def write_csv(path: Path, fill: Callable[[Callable[[list[Any]], Any]], None]) ->
 def write_text(path: Path, text: str) -> None:
     """A file that appears when it is whole."""
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may be no text
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -270,8 +276,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def summary_of(results: Results, configuration: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of summary.json."""
+def summary_of(
+    results: Results,
+    configuration: Mapping[str, Any],
+    topics: Mapping[str, Mapping[str, str]],
+    models: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of summary.json. ``topics``: by recording and kind, in words."""
     return {
         "made_by": "event-sam3d evaluate",
         "complete": all(bag.is_complete for bag in results.bags),
@@ -288,19 +299,20 @@ def summary_of(results: Results, configuration: Mapping[str, Any], models: Mappi
         "ranked_by": results.ranked_by,
         "best": results.best(),
         "worst": results.best(-1),
-        "bags": [_bag_summary(bag) for bag in results.bags],
+        "bags": [_bag_summary(bag, topics.get(bag.job.name, {})) for bag in results.bags],
         "models": dict(models),
         "configuration": dict(configuration),
     }
 
 
-def _bag_summary(bag: BagResults) -> dict[str, Any]:
+def _bag_summary(bag: BagResults, topics: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": bag.job.name,
         "path": str(bag.job.path),
         "complete": bag.is_complete,
         "reason": bag.outcome.reason,
         "message": bag.outcome.message,
+        "topics": dict(topics),
         "warnings": bag.warnings,
         "losses": bag.losses,
         "reports": dict(sorted(bag.reports.items())),

@@ -32,6 +32,12 @@ class Truth:
             return "meshes with poses"
         return "camera poses" if self.camera else "none"
 
+    @property
+    def files(self) -> list[Path]:
+        """The file, and the meshes that it names."""
+        meshes = {true.mesh for true, _ in (self.objects or {}).values()}
+        return [] if self.path is None else [self.path, *sorted(meshes)]
+
     def solid(self, label: int, stamp_ns: int) -> Solid | None:
         """The true solid of an object at a stamp, where there is one."""
         if not self.objects or label not in self.objects:
@@ -58,11 +64,16 @@ class Truth:
         )
 
 
+def find_truth(bag: Path) -> Path | None:
+    """ground_truth.yaml in a recording's folder, or beside its file."""
+    beside = (bag if bag.is_dir() else bag.parent) / FILE_NAME
+    return beside if beside.is_file() else None
+
+
 def read_bag_truth(bag: Path, given: Path | None) -> Truth:
     """The truth of a recording: the file that was given (YAML: meshes; else TUM: camera poses), or ground_truth.yaml
     beside it, or nothing. RecordingError for a file that can't be used, InputError for a mesh."""
-    beside = (bag if bag.is_dir() else bag.parent) / FILE_NAME
-    path = given or (beside if beside.is_file() else None)
+    path = given or find_truth(bag)
     if path is None:
         return Truth()
     if not path.is_file():

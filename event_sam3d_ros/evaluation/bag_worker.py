@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from event_sam3d_ros.errors import EventSam3dError, InputError, RecordingError, RecordingWarning
+from event_sam3d_ros.evaluation.bag_check import Tally, check_recording, check_truth
 from event_sam3d_ros.evaluation.bag_inputs import open_input
 from event_sam3d_ros.evaluation.bag_log import (
     FrameLog,
@@ -22,30 +24,32 @@ from event_sam3d_ros.evaluation.bag_log import (
     object_row,
     pose_of_row,
     pose_row,
-    read_rows,
     reconstruction_of_row,
 )
 from event_sam3d_ros.evaluation.bag_mcap import McapOutputs
 from event_sam3d_ros.evaluation.bag_pictures import draw_frame, write_picture
 from event_sam3d_ros.evaluation.bag_truth import Truth, read_bag_truth
-from event_sam3d_ros.evaluation.consistency import Previous, agreement, edge_contrast, overlap
+from event_sam3d_ros.evaluation.consistency import LONGEST_GAP_NS, Previous, agreement, edge_contrast, overlap
 from event_sam3d_ros.evaluation.metrics import evaluate, silhouette
 from event_sam3d_ros.evaluation.replay import Replay, ReplayedFrame
 from event_sam3d_ros.evaluation.solids import Solid
 from event_sam3d_ros.events.windows import WindowSettings
 from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstructor import Reconstructor
+from event_sam3d_ros.recordings.bag_messages import RawMessage
 from event_sam3d_ros.recordings.files import Recording
 from event_sam3d_ros.tracking import TrackedFrame, Tracker
 
 KEPT_PICTURES = 3  # best and worst frames of a recording, each
+# By what frames are ranked: the first that any frame of a run has, so pictures are kept for both.
+RANKING = ("iou_camera", "input_mask_iou")
 Setup = tuple[str, str]  # model and mode
 
 
 @dataclass(frozen=True)
 class BagJob:
     """What is to be done with one recording. ``name``: unique among those of a run; ``modes``, ``topics``: see
-    `bag_inputs`; ``out``: the folder of the run."""
+    `bag_inputs`; ``out``: the folder of the run; ``truth``: a file, None where there is none."""
 
     name: str
     path: Path
@@ -107,10 +111,13 @@ class _BagEvaluation:
     def __init__(self, job: BagJob, models: Mapping[str, Reconstructor], told: Callable[[], list[str]]) -> None:
         self._job, self._models, self._told = job, models, told
         self._reports: Counter[str] = Counter()
-        self._sentences: dict[str, str] = {}
+        self._new_sentences: dict[str, str] = {}
+        self._tally = Tally(RANKING[0])
+        self._observer_ms = 0.0
         self._trackers = {(name, mode): Tracker() for name in models for mode in job.modes}
         self._previous: dict[tuple[str, str, int], Previous] = {}
-        self._kept = {sign: list[tuple[float, int]]() for sign in (1, -1)}  # heaps: best frames, worst frames
+        # Heaps of the best (1) and the worst (-1) frames.
+        self._kept = {(name, sign): list[tuple[float, int]]() for name in RANKING for sign in (1, -1)}
 
     def run(self, progress: Callable[[float], None]) -> None:
         job = self._job
@@ -120,11 +127,12 @@ class _BagEvaluation:
             if job.save_mcap:
                 log.clear()  # an unfinished MCAP can't be gone on with
             recording, _ = open_input(job.path, job.topics, job.modes)
-            truth = read_bag_truth(job.path, job.truth)
+            truth = read_bag_truth(job.path, job.truth) if job.truth else Truth()
             settings = WindowSettings(length_ns=round(next(iter(self._models.values())).info["window_ms"] * 1e6))
             with _outputs(job, self._models) as outputs:
-                # Models may need different numbers of events: `mode_observation` knows them.
-                replay = Replay(recording, 0, self._report, outputs.input if outputs else None, settings)
+                # Models may need different numbers of events: `_mode_observation` knows them.
+                observer = partial(self._copy, outputs) if outputs else None
+                replay = Replay(recording, 0, self._report, observer, settings)
                 self._run(log, replay, recording, truth, outputs, progress)
 
     def _run(
@@ -136,14 +144,15 @@ class _BagEvaluation:
         outputs: McapOutputs | None,
         progress: Callable[[float], None],
     ) -> None:
-        earlier, usable, with_truth = log.earlier(), 0, 0
+        earlier = log.earlier()
         for number, (frame, inputs_ms) in enumerate(_timed(replay.frames())):
             if number == 0:
                 truth.check_overlap(frame.stamp_ns, None)
             row = next(earlier, None)
             if row is None:
                 row = self._row(number, frame, truth, outputs)
-                row["ms"]["inputs"] = inputs_ms
+                row["ms"]["inputs"] = round(inputs_ms - self._observer_ms, 3)
+                row["ms"]["writing"] = round(row["ms"]["writing"] + self._observer_ms, 3)
                 log.append(row)
             elif row["stamp_ns"] != frame.stamp_ns:
                 raise RecordingError(
@@ -153,27 +162,36 @@ class _BagEvaluation:
             else:
                 self._track_again(frame, row)
             self._reports.clear()
+            self._new_sentences, self._observer_ms = {}, 0.0
+            self._tally.add(row)
             self._remember(row)
-            usable += any(result["objects"] for result in row["results"])
-            with_truth += row["truth"]
             progress(recording.progress)
         next(earlier, None)  # a torn row behind the last whole one
-        self._check(replay, truth, usable, with_truth)
-        log.append({"end": self._end(replay, recording)})
+        end = self._end(replay, recording)
+        self._tally.add({"results": [], "truth": False, **end})
+        check_recording(self._job.path, self._job.modes, replay.seen, self._tally)
+        check_truth(self._job.path, truth, replay.seen["image"], self._tally, self._job.metrics)
+        log.append({"end": end | {"warnings": self._told()}})
         self._remove_pictures()
 
     def _end(self, replay: Replay, recording: Recording) -> Row:
         return {
             "reports": dict(sorted(self._reports.items())),
-            "sentences": dict(sorted(self._sentences.items())),
+            "sentences": dict(sorted(self._new_sentences.items())),
             "seen": {kind: vars(seen) for kind, seen in sorted(replay.seen.items())},
             "losses": str(recording.losses),
-            "warnings": self._told(),
         }
 
     def _report(self, reason: str, sentence: str) -> None:
         self._reports[reason] += 1
-        self._sentences.setdefault(reason, sentence)
+        if reason not in self._tally.sentences:
+            self._new_sentences.setdefault(reason, sentence)
+
+    def _copy(self, outputs: McapOutputs, message: RawMessage) -> None:
+        """A message into the MCAP, which does not count as reading."""
+        begin = time.perf_counter()
+        outputs.input(message)
+        self._observer_ms += _since(begin)
 
     # One frame
 
@@ -201,6 +219,7 @@ class _BagEvaluation:
             outputs.results(frame, found, sum(milliseconds["reconstruct"].values()))
         milliseconds["writing"] = _since(begin)
         row["reports"], row["ms"] = dict(sorted(self._reports.items())), milliseconds
+        row["sentences"] = dict(sorted(self._new_sentences.items()))
         return row
 
     def _reconstruct(self, frame: ReplayedFrame, name: str, mode: str) -> tuple[str, TrackedFrame]:
@@ -298,18 +317,20 @@ class _BagEvaluation:
                 key = result["model"], result["mode"], one["id"]
                 solid = Solid.from_reconstruction(reconstruction_of_row(one))
                 self._previous[key] = Previous(row["stamp_ns"], solid, one["metric"], pose)
-        value = main_value(row)
-        if value is not None:
-            for sign, heap in self._kept.items():
+        oldest = row["stamp_ns"] - LONGEST_GAP_NS  # what is older is not compared with
+        self._previous = {key: one for key, one in self._previous.items() if one.stamp_ns >= oldest}
+        for (name, sign), heap in self._kept.items():
+            if (value := frame_value(row, name)) is not None:
                 heapq.heappush(heap, (sign * value, -row["frame"]))
                 if len(heap) > KEPT_PICTURES:
                     heapq.heappop(heap)
 
     def _is_extreme(self, row: Row) -> bool:
-        value = main_value(row)
-        if value is None:
-            return False
-        return any(len(h) < KEPT_PICTURES or (sign * value, -row["frame"]) > h[0] for sign, h in self._kept.items())
+        for (name, sign), heap in self._kept.items():
+            value = frame_value(row, name)
+            if value is not None and (len(heap) < KEPT_PICTURES or (sign * value, -row["frame"]) > heap[0]):
+                return True
+        return False
 
     def _remove_pictures(self) -> None:
         """Of frames that were among the best or worst once."""
@@ -318,61 +339,11 @@ class _BagEvaluation:
             if path not in kept and len(path.stem) == len(self._job.name) + 7:
                 path.unlink()
 
-    # At the end
 
-    def _check(self, replay: Replay, truth: Truth, usable: int, with_truth: int) -> None:
-        """RecordingError where nothing came out, or where a truth was of no use."""
-        path, seen = self._job.path, replay.seen
-        kinds = ["image", "mask", "camera_info"] + (["events"] if set(self._job.modes) - {"rgb"} else [])
-        missing = [kind for kind in kinds if not seen[kind].count]
-        if missing:
-            why = next((f": {s}" for r, s in self._sentences.items() if r.startswith(("bad_", "unsupp"))), "")
-            raise RecordingError(
-                f"{path} has no {' and no '.join(missing)} that can be read{why}. Needed are frames, label masks with "
-                "their stamps, a calibration, and for the modes events and fused events",
-                reason="missing_topic",
-            )
-        image, events = seen["image"], seen["events"]
-        if events.count and (events.first_ns > image.last_ns or events.last_ns < image.first_ns):
-            raise RecordingError(
-                f"{path}: the clocks disagree. Frames are stamped {_span(image)}, event packets {_span(events)}: "
-                "there is no frame with events. Set both drivers to one clock, or correct the stamps",
-                reason="clock_mismatch",
-            )
-        if not usable:
-            counted = ", ".join(f"{name} {count}" for name, count in self._total_reports().most_common()) or "nothing"
-            first = next(iter(self._sentences.values()), "every mask is empty")
-            raise RecordingError(
-                f"{path}: nothing was reconstructed from {image.count} frames. Counted: {counted}. The first: {first}",
-                reason="nothing_reconstructed",
-            )
-        if self._job.metrics and truth.objects and not with_truth:
-            truth.check_overlap(image.first_ns, image.last_ns)
-            raise RecordingError(
-                f"{truth.path}: no frame of {path} has a true pose. Poses have to lie at the frames' stamps, or around "
-                "them at most 0.2 s apart",
-                reason="no_overlap",
-            )
-        if truth.camera:
-            truth.check_overlap(image.first_ns, image.last_ns)
-
-    def _total_reports(self) -> Counter[str]:
-        total: Counter[str] = Counter()
-        for row in read_rows(self._job.log):
-            total.update(row.get("reports", {}))
-        return total
-
-
-def main_value(row: Row) -> float | None:
-    """By what frames are ranked: the mean over models, modes and objects of `iou_camera`, where there is a truth, else
-    of `input_mask_iou`; None without metrics."""
-    for name in ("iou_camera", "input_mask_iou"):
-        values = [
-            one["metrics"][name] for result in row["results"] for one in result["objects"] if name in one["metrics"]
-        ]
-        if values:
-            return float(np.mean(values))
-    return None
+def frame_value(row: Row, name: str) -> float | None:
+    """The mean of a metric over models, modes and objects; None where none has it."""
+    values = [one["metrics"][name] for result in row["results"] for one in result["objects"] if name in one["metrics"]]
+    return float(np.mean(values)) if values else None
 
 
 def _self_consistency(observation: Observation, solid: Solid, label: int) -> dict[str, float]:
@@ -393,10 +364,6 @@ def _timed(frames: Iterator[ReplayedFrame]) -> Iterator[tuple[ReplayedFrame, flo
 
 def _since(begin: float) -> float:
     return round((time.perf_counter() - begin) * 1e3, 3)
-
-
-def _span(seen: Any) -> str:
-    return f"from {seen.first_ns / 1e9:.3f} s to {seen.last_ns / 1e9:.3f} s"
 
 
 def _outputs(job: BagJob, models: Mapping[str, Reconstructor]) -> AbstractContextManager[McapOutputs | None]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
 
@@ -49,6 +50,7 @@ Report: TypeAlias = Callable[[str, str], None]
 # Masks come from a network that may be slow: the demo waits as long.
 PAIR_TIMEOUT_S = 1.0
 DEPTH_TOLERANCE_NS = 20_000_000
+_IN_WORDS = {"mask": "masks", "events": "event packets", "depth": "depth", "pose": "camera poses"}
 _POSES_KEPT = 4000  # camera poses: several seconds of a motion capture system
 
 
@@ -78,11 +80,32 @@ class Seen:
     first_ns: int = 0
     last_ns: int = 0
 
+    @property
+    def span(self) -> str:
+        """In words."""
+        return f"from {self.first_ns / 1e9:.3f} s to {self.last_ns / 1e9:.3f} s"
+
     def add(self, stamp_ns: int) -> None:
         """One more."""
         self.first_ns = self.first_ns if self.count else stamp_ns
         self.last_ns = stamp_ns
         self.count += 1
+
+
+def disagreeing_clocks(path: Path, seen: Mapping[str, Seen]) -> dict[str, str]:
+    """Of the kinds whose stamps lie at another time than those of the frames, by kind a sentence that says so."""
+    image, told = seen["image"], {}
+    for kind in ("mask", "events", "depth", "pose"):
+        other = seen[kind]
+        if not image.count or not other.count:
+            continue
+        gap_ns = max(other.first_ns - image.last_ns, image.first_ns - other.last_ns)
+        if gap_ns > DEPTH_TOLERANCE_NS:
+            told[kind] = (
+                f"{path}: the clocks disagree. Frames are stamped {image.span}, {_IN_WORDS[kind]} {other.span}: no "
+                f"frame has its {kind}. Set both drivers to one clock, or correct the stamps"
+            )
+    return told
 
 
 def replay(

@@ -6,16 +6,19 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from recordings_made import COUNT, MS, PERIOD, START, in_order, make_samples
 
 from event_sam3d_ros.cli import main
+from event_sam3d_ros.evaluation import bag_worker
 from event_sam3d_ros.evaluation.bag_log import FrameLog, read_rows
+from event_sam3d_ros.evaluation.bag_mcap import McapOutputs
+from event_sam3d_ros.evaluation.bag_worker import BagJob, _BagEvaluation
+from event_sam3d_ros.evaluation.consistency import LONGEST_GAP_NS
 from event_sam3d_ros.recordings.bag_messages import COMPRESSED_IMAGE_TYPE, typestore
 from event_sam3d_ros.recordings.bag_outputs import output_typestore
 from event_sam3d_ros.recordings.files import EventChunk, Frame, Pose, Sample, write_rosbag2
@@ -136,12 +143,22 @@ def test_a_disk_that_is_really_full(bag: Path, tmp_path: Path) -> None:
 # Bad input
 
 
+HOUR_MS = 3_600_000
+
+
 def shifted_events(sample: Sample) -> Sample:
     if not isinstance(sample, EventChunk):
         return sample
-    hour = 3_600_000
-    events = replace(sample.events, t=sample.events.t + hour * 1000)
-    return replace(sample, stamp_ns=sample.stamp_ns + hour * MS, events=events)
+    events = replace(sample.events, t=sample.events.t + HOUR_MS * 1000)
+    return replace(sample, stamp_ns=sample.stamp_ns + HOUR_MS * MS, events=events)
+
+
+def shifted(role: str) -> Callable[[Sample], Sample]:
+    def change(sample: Sample) -> Sample:
+        is_it = isinstance(sample, Frame) and sample.role == role
+        return replace(sample, stamp_ns=sample.stamp_ns - HOUR_MS * MS) if is_it else sample
+
+    return change
 
 
 def without(role: str) -> Callable[[Sample], Sample | None]:
@@ -154,7 +171,8 @@ def without(role: str) -> Callable[[Sample], Sample | None]:
         (without("mask"), ["no topic for mask (/camera/mask)", "--topics mask=/NAME"]),
         (without("image"), ["no topic for image"]),
         (lambda sample: None if isinstance(sample, EventChunk) else sample, ["no topic for events"]),
-        (shifted_events, ["the clocks disagree", "1700000000.000 s", "1700003600"]),
+        (shifted_events, ["the clocks disagree", "1700000000.000 s", "event packets from 1700003599"]),
+        (shifted("mask"), ["the clocks disagree", "1700000000.000 s", "masks from 1699996400"]),
     ],
 )
 def test_a_bag_that_lacks_something_is_told_in_one_sentence(
@@ -163,6 +181,69 @@ def test_a_bag_that_lacks_something_is_told_in_one_sentence(
     code, said = run(made(tmp_path / "bag", change), "--out", tmp_path / "out", "--modes", "fused")
     assert code == 2
     assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    "change, words", [(shifted("depth"), "no frame has its depth"), (shifted_events, "no frame has its events")]
+)
+def test_clocks_that_only_make_results_poorer_are_a_warning(
+    tmp_path: Path, run: Run, change: Callable[[Sample], Sample], words: str
+) -> None:
+    code, said = run(made(tmp_path / "bag", change), "--out", tmp_path / "out", "--modes", "rgb")
+    assert code == 0
+    assert said.count("warning") == 1 and "the clocks disagree" in said and words in said
+    assert words in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_wrong_command_line_leaves_no_folder(bag: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out"
+    assert run(bag, "--out", out, "--modes", "rgb", "--device", "cuda:99")[0] == 2
+    assert run(bag, "--out", out, "--modes", "rgb", "--weights", tmp_path / "none.safetensors")[0] == 2
+    assert run(bag, "--out", out, "--modes", "rgb", "--ground-truth", tmp_path / "none.yaml")[0] == 2
+    assert not out.exists()
+
+
+def test_a_path_that_is_no_text_is_evaluated(bag: Path, tmp_path: Path, run: Run) -> None:
+    path = tmp_path / os.fsdecode(b"bag_\xff\xfe")
+    shutil.copytree(bag, path)
+    assert run(path, "--out", tmp_path / "out", "--modes", "rgb", "--no-metrics") == (0, "")
+    assert "bag_\\udcff\\udcfe" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_worker_that_is_killed_costs_only_what_it_was_at(bag: Path, tmp_path: Path, run: Run) -> None:
+    bags = [bag, *(shutil.copytree(bag, tmp_path / name) for name in ("other", "third"))]
+    out = tmp_path / "out"
+
+    def kill_one() -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not any(list(read_rows(log)) for log in out.glob("frames/*.jsonl")):
+            time.sleep(0.01)
+        multiprocessing.active_children()[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    code, said = run(*bags, "--out", out, workers=2)
+    killer.join()
+    assert code == 1
+    assert "third: a worker process was ended from outside" in said and "the same command goes on" in said
+    summary = json.loads((out / "summary.json").read_text())
+    assert {one["reason"] for one in summary["bags"]} <= {"", "worker_died"}
+    assert rows_of(out)
+    assert run(*bags, "--out", out, workers=1) == (0, "")
+    assert len(rows_of(out)) == 3 * 3 * COUNT
+
+
+def test_memory_does_not_grow_with_the_number_of_tracks(bag: Path, tmp_path: Path, run: Run) -> None:
+    """Each object is seen in one frame."""
+    assert run(bag, "--out", tmp_path / "out", "--modes", "rgb")[0] == 0
+    row = next(read_rows(tmp_path / "out" / "frames" / "bag.jsonl"))
+    evaluation = _BagEvaluation(BagJob("bag", bag, tmp_path, ("rgb",)), {}, list)
+    held = []
+    for number in range(60):
+        row["results"][0]["objects"][0]["id"] = number
+        evaluation._remember({**row, "stamp_ns": row["stamp_ns"] + number * PERIOD, "frame": number})
+        held.append(len(evaluation._previous))
+    assert max(held) == held[-1] == LONGEST_GAP_NS // PERIOD + 1
 
 
 def test_other_files_are_told(tmp_path: Path, run: Run, bag: Path) -> None:
@@ -243,6 +324,46 @@ def test_truth_that_is_none_is_told(bag: Path, tmp_path: Path, run: Run) -> None
     assert code == 2 and "truth.yaml is not a ground truth file" in said
 
 
+def write_truth(path: Path, label: int) -> None:
+    """A ball of 0.16 m whose poses lie between the stamps of the first frames."""
+    grid = (np.indices((32,) * 3).reshape(3, -1).T + 0.5) / 16 - 1
+    sdf = (np.linalg.norm(grid, axis=1) - 0.8).reshape((32,) * 3)
+    vertices, faces = surface_mesh(sdf)
+    write_mesh(path.parent / "ball.ply", vertices * 0.1, faces)
+    stamps = [START + number * PERIOD + PERIOD // 2 for number in range(-1, 3)]
+    poses = [{"stamp_ns": s, "position": [0.0, 0.0, 0.5], "quaternion": [0.0, 0.0, 0.0, 1.0]} for s in stamps]
+    truth = {"objects": [{"id": label, "mesh": "ball.ply", "size": [0.16] * 3, "poses": poses}]}
+    path.write_text(yaml.safe_dump(truth))
+
+
+def test_truth_of_other_labels_is_told(bag: Path, tmp_path: Path, run: Run) -> None:
+    write_truth(tmp_path / "truth.yaml", 7)
+    given = ("--ground-truth", tmp_path / "truth.yaml", "--modes", "rgb")
+    code, said = run(bag, "--out", tmp_path / "out", *given)
+    assert code == 2
+    assert "It knows the objects 7, the masks hold 1" in said
+    assert len(rows_of(tmp_path / "out")) == COUNT
+
+
+def test_truth_that_is_found_is_named_and_part_of_the_run(
+    bag: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "bag", tmp_path / "out"
+    shutil.copytree(bag, path)
+    write_truth(path / "ground_truth.yaml", 1)
+    given = [str(path), "--out", str(out), "--modes", "rgb", "--workers", "1"]
+    assert main(["evaluate", *given]) == 0
+    assert f"ground truth {path}/ground_truth.yaml (meshes with poses)" in capsys.readouterr().out
+    assert f"{path}/ground_truth.yaml" in (out / "report.html").read_text()
+    with (path / "ball.ply").open("ab") as mesh:
+        mesh.write(b"\n")
+    code, said = run(*given[:-2])
+    assert code == 2 and "an evaluation with other bags, ground_truth" in said
+    (path / "ground_truth.yaml").unlink()
+    code, said = run(*given[:-2])
+    assert code == 2 and "an evaluation with other bags, ground_truth" in said
+
+
 def test_a_folder_that_is_not_of_this_run_is_left_alone(bag: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
@@ -284,21 +405,21 @@ def test_modes_stand_side_by_side_and_the_report_shows_the_summary(bag: Path, tm
 
 
 def test_truth_as_a_mesh_with_poses_is_compared(bag: Path, tmp_path: Path, run: Run) -> None:
-    """A ball whose poses lie between the frames' stamps; the last frames have none."""
-    grid = (np.indices((32,) * 3).reshape(3, -1).T + 0.5) / 16 - 1
-    sdf = (np.linalg.norm(grid, axis=1) - 0.8).reshape((32,) * 3)
-    vertices, faces = surface_mesh(sdf)
-    write_mesh(tmp_path / "ball.ply", vertices * 0.1, faces)
-    stamps = [START + number * PERIOD + PERIOD // 2 for number in range(-1, 3)]
-    poses = [{"stamp_ns": s, "position": [0.0, 0.0, 0.5], "quaternion": [0.0, 0.0, 0.0, 1.0]} for s in stamps]
-    truth = {"objects": [{"id": 1, "mesh": "ball.ply", "size": [0.16] * 3, "poses": poses}]}
-    (tmp_path / "truth.yaml").write_text(yaml.safe_dump(truth))
+    """The last frames have no true pose."""
+    write_truth(tmp_path / "truth.yaml", 1)
     given = ("--ground-truth", tmp_path / "truth.yaml", "--modes", "fused")
     assert run(bag, "--out", tmp_path / "out", *given) == (0, "")
     rows = rows_of(tmp_path / "out")
     assert [bool(row["iou_camera"]) for row in rows] == [True] * 3 + [False] * 3
     assert all(0 < float(row["iou"]) <= 1 and row["add_s"] for row in rows[:3])
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["ranked_by"] == "iou_camera"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["ranked_by"] == "iou_camera"
+    best = sorted(rows[:3], key=lambda row: -float(row["iou_camera"]))
+    for name, expected in (("best", best), ("worst", best[::-1])):
+        assert [(one["frame"], one["value"]) for one in summary[name]] == [
+            (int(row["frame"]), pytest.approx(float(row["iou_camera"]), abs=1e-6)) for row in expected
+        ]
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/jpeg;base64,") == 6
 
 
 def test_camera_poses_in_the_recording_are_used(tmp_path: Path, run: Run) -> None:
@@ -343,6 +464,38 @@ def test_frames_without_a_mask_are_rows_with_their_reason(tmp_path: Path, run: R
     rows = rows_of(tmp_path / "out")
     assert [row["reason"] for row in rows] == ["", "", "missing_mask", "", "", ""]
     assert rows[2]["x"] == ""
+
+
+def test_what_an_earlier_run_said_is_in_the_report(tmp_path: Path, run: Run) -> None:
+    def change(sample: Sample) -> Sample | None:
+        return None if isinstance(sample, EventChunk) and sample.stamp_ns < START + PERIOD else sample
+
+    path, out, sentence = made(tmp_path / "bag", change), tmp_path / "out", "0 events in a window, the model needs"
+    assert run(path, "--out", out, "--modes", "fused")[0] == 0
+    assert sentence in (out / "report.html").read_text()
+    log = out / "frames" / "bag.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:4]))
+    (out / "report.html").unlink()
+    assert run(path, "--out", out, "--modes", "fused")[0] == 0
+    assert sentence in (out / "report.html").read_text()
+
+
+def test_writing_the_mcap_is_no_share_of_reading(
+    bag: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on only while messages are copied."""
+    now, copy = [0.0], McapOutputs.input
+
+    def slow(outputs: McapOutputs, message: Any) -> None:
+        now[0] += 1.0
+        copy(outputs, message)
+
+    monkeypatch.setattr(McapOutputs, "input", slow)
+    monkeypatch.setattr(bag_worker, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert run(bag, "--out", tmp_path / "out", "--modes", "rgb", "--no-metrics", "--save-mcap") == (0, "")
+    stages = json.loads((tmp_path / "out" / "timings.json").read_text())["stages"]
+    assert stages["inputs"]["total_s"] == 0
+    assert stages["writing"]["total_s"] > COUNT
 
 
 def test_an_mcap_with_inputs_and_outputs_reads_back(bag: Path, tmp_path: Path, run: Run) -> None:
