@@ -243,7 +243,7 @@ def _stages(network: Network | FlowNetwork, sampling: SamplingInfo | None) -> li
         parts = _flow_parts(network) if isinstance(network, FlowNetwork) else _direct_parts(network)
         for part in parts:
             run = partial(_keep_peak, working.setdefault(part.name, {}), dtype.itemsize, part.run)
-            if dtype is torch.float32:
+            if dtype is torch.float32 and not (sampling and part.name == "flow"):
                 flops[part.name] = count_flops(run)  # in the same pass
             else:
                 run()

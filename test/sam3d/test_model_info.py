@@ -13,12 +13,13 @@ from tiny import TINY
 from event_sam3d_ros.cli import main
 from event_sam3d_ros.errors import CheckpointError, ConfigurationError
 from event_sam3d_ros.sam3d.checkpoint import save_checkpoint
-from event_sam3d_ros.sam3d.config import FusionConfig, ModelConfig, SamplerConfig, to_dict
+from event_sam3d_ros.sam3d.config import ModelConfig, SamplerConfig, to_dict
 from event_sam3d_ros.sam3d.flops import count_flops
 from event_sam3d_ros.sam3d.flow import seeded_generators
+from event_sam3d_ros.sam3d.import_released import NO_FUSION
 from event_sam3d_ros.sam3d.memory import peak_memory
 from event_sam3d_ros.sam3d.model_info import ModelInfo, describe, example_views, find_model
-from event_sam3d_ros.sam3d.network import FlowNetwork, build
+from event_sam3d_ros.sam3d.network import FlowNetwork, build, build_empty
 
 MODELS = Path(__file__).parents[2] / "config" / "models"
 
@@ -65,11 +66,15 @@ def test_full_takes_the_known_arithmetic(full):
     assert 4 * 1.017e12 + 0.118e12 < stage(full, "condition").flops < 4 * 1.017e12 + 0.118e12 + 2 * 0.288e12
 
 
-def test_full_without_events_has_the_released_tensors_only(full):
-    plain = describe(dataclasses.replace(config_of("full"), fusion=FusionConfig(stems=(), blocks=())))
+def test_full_without_events_has_the_released_tensors_only():
+    network = build_empty(dataclasses.replace(config_of("full"), fusion=NO_FUSION))
+    assert len(network.state_dict()) == 722 + 945 + 74
+
+
+def test_without_events_the_other_stages_are_the_same(tiny):
+    plain = describe(dataclasses.replace(TINY, fusion=NO_FUSION))
     assert [stage.name for stage in plain.stages] == ["condition", "flow", "decoder"]
-    assert plain.tensors == 722 + 945 + 74
-    assert plain.stages == [stage for stage in full.stages if stage.name != "events"]
+    assert plain.stages == [stage for stage in tiny.stages if stage.name != "events"]
 
 
 @pytest.mark.parametrize(("name", "millions"), [("small", (50, 100)), ("base", (300, 440))])
@@ -151,7 +156,7 @@ def test_a_file_says_whether_the_encoders_are_one(tmp_path, tiny):
     save_checkpoint(tmp_path / "two.safetensors", network, {})
     network.condition.fuser.share_encoder()
     save_checkpoint(tmp_path / "one.safetensors", network, {})
-    assert describe(*find_model(tmp_path / "two.safetensors", MODELS)) == tiny
+    assert find_model(tmp_path / "two.safetensors", MODELS) == (TINY, False)
     one = describe(*find_model(tmp_path / "one.safetensors", MODELS))
     assert one.parameters == one.parameters_with_one_encoder == tiny.parameters_with_one_encoder
     assert one.tensors < tiny.tensors

@@ -101,11 +101,8 @@ def test_the_memory_decides_how_many_objects_run_at_once(network, at_once, calls
 
 
 def test_objects_in_turn_stay_within_the_memory():
-    """On the meta device, and with some allowance for what is kept of every object: tokens, samples and logits."""
-    with torch.device("meta"):
-        network = build(TINY).eval()
-    views = {name: x.to("meta") for name, x in make_views(8, events=True).items()}
-    sampler = SamplerConfig(steps=1)
+    """With some allowance for what is kept of every object: tokens, samples and logits."""
+    network, views, sampler = make_network(), make_views(8, events=True), SamplerConfig(steps=1)
     peaks = {
         at_once: peak_memory(
             lambda n=at_once: run(network, views, range(8), memory=n * network.memory_per_object, sampler=sampler)
