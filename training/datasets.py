@@ -7,11 +7,10 @@ Targets belong to the crop.
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,25 +21,39 @@ from tqdm import tqdm
 
 from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.preprocess import Crop, crop_resize, object_crops
-from event_sam3d_ros.sam3d.config import ModelConfig, to_dict
+from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.layout import grid_centers
 from event_sam3d_ros.synthetic.options import DEFAULT_WORLD, WorldOptions
 from event_sam3d_ros.synthetic.world import FIRST_TRAINING_OBJECT_SEED, Case, make_case
 from training.augmentations import AugmentationConfig, augment
 from training.flow import samples as flow_samples
+from training.store import (
+    PROGRESS,
+    check_made_for,
+    create_fields,
+    made_for,
+    open_fields,
+    read_progress,
+    world_settings,
+    write_progress,
+)
 
 MOTIONS = ("easy", "medium", "hard", "hard", "still")
 SEVERITIES = ("still", "easy", "medium", "hard")
 CASES_PER_OBJECT = 2
 PIXELS_PER_SUB_FRAME = 2.0  # coarser than evaluation's: blur and events at a 64 pixel crop hardly tell the difference
 CHUNK = 64
+ATTEMPTS = 5
+RETRY_SEEDS = 2**60  # motion seeds of second attempts begin far above the cases' own numbers
+SENSOR_SIDES = (32, 2048)
 TRUTH = ("true_occupancy", "true_up", "degraded_occupancy", "degraded_up")
 """Fields that only data with 3D truth have; all others are pictures, which every dataset has."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """``cases`` on windows of ``sensor`` x ``sensor`` pixels; ``first_seed``: object seed of the first case.
+    """``cases`` on windows of ``sensor`` x ``sensor`` pixels; ``first_seed``: object seed of the first case, none of a
+    held-out object.
 
     ``stream``: nothing is stored; each stage renders new cases by ``workers`` processes while it trains. ``world``:
     other motions, occluders, meshes, flaws of the event camera.
@@ -52,6 +65,19 @@ class DataConfig:
     stream: bool = False
     workers: int = 2
     world: WorldOptions = DEFAULT_WORLD
+
+    def __post_init__(self) -> None:
+        if self.first_seed < FIRST_TRAINING_OBJECT_SEED:
+            raise ConfigurationError(
+                f"first_seed is {self.first_seed}: give {FIRST_TRAINING_OBJECT_SEED} or more, objects below are those "
+                "that models are judged on"
+            )
+        if min(self.cases, self.workers) < 1:
+            raise ConfigurationError(f"cases is {self.cases}, workers {self.workers}: give at least 1 of each")
+        if not SENSOR_SIDES[0] <= self.sensor <= SENSOR_SIDES[1]:
+            raise ConfigurationError(
+                f"sensor is {self.sensor}: give the window's side, {SENSOR_SIDES[0]} to {SENSOR_SIDES[1]} pixels"
+            )
 
 
 def fields(config: ModelConfig, sensor: int) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -146,45 +172,44 @@ def sample(case: Case, config: ModelConfig) -> dict[str, npt.NDArray]:
     return result
 
 
-def stored_size(config: ModelConfig) -> int | str:
-    """What tells samples of different models apart: the crops' side in pixels, or that they are whole frames."""
-    return config.encoder.image_size if config.head == "direct" else "frames"
-
-
 def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) -> None:
     """Renders all cases into ``folder``, resuming where an earlier run stopped."""
+    if workers < 1:
+        raise ConfigurationError(f"{workers} workers: give at least 1")
     folder.mkdir(parents=True, exist_ok=True)
-    progress_file = folder / "progress.json"
-    wanted = {
-        "sensor": data.sensor,
-        "first_seed": data.first_seed,
-        "cases": data.cases,
-        "size": stored_size(config),
-    }
-    if data.world != DEFAULT_WORLD:
-        wanted["world"] = to_dict(data.world)
-    progress = json.loads(progress_file.read_text()) if progress_file.exists() else {**wanted, "done": []}
-    if {k: v for k, v in progress.items() if k != "done"} != wanted:
+    wanted = _made_for(data, config) | {"cases": data.cases}
+    if (folder / PROGRESS).exists():
+        progress = read_progress(folder)
+        check_made_for(folder, progress, wanted)
+    elif any(folder.glob("*.npy")):
         raise InputError(
-            f"{folder} holds samples of other settings; give another folder or delete it", reason="other_data"
+            f"{folder} holds .npy files but no {PROGRESS}, so nobody knows what of: give another folder or delete it",
+            reason="other_data",
         )
-    stores = {
-        name: np.lib.format.open_memmap(
-            folder / f"{name}.npy", "r+" if (folder / f"{name}.npy").exists() else "w+", dtype, (data.cases, *shape)
-        )
-        for name, (shape, dtype) in fields(config, data.sensor).items()
-    }
-    done = set(progress["done"])
-    chunks = [start for start in range(0, data.cases, CHUNK) if start not in done]
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=data.cases, initial=len(done) * CHUNK, unit="case") as bar:
-        jobs = ((start, min(CHUNK, data.cases - start), data, config) for start in chunks)
+    else:
+        progress = {**wanted, "done": []}
+        write_progress(folder, progress)
+    if not progress["done"]:
+        create_fields(folder, fields(config, data.sensor), data.cases)
+    stores = open_fields(folder, fields(config, data.sensor), data.cases, "r+")
+    chunks = {start: min(CHUNK, data.cases - start) for start in range(0, data.cases, CHUNK)}
+    left = {start: count for start, count in chunks.items() if start not in set(progress["done"])}
+    ready = data.cases - sum(left.values())
+    with ProcessPoolExecutor(workers) as pool, tqdm(total=data.cases, initial=ready, unit="case") as bar:
+        jobs = ((start, count, data, config) for start, count in left.items())
         for start, samples in pool.map(_render_chunk, jobs):
             for i, one in enumerate(samples):
                 for name, value in one.items():
                     stores[name][start + i] = value
             progress["done"].append(start)
-            progress_file.write_text(json.dumps(progress))
+            write_progress(folder, progress)
             bar.update(len(samples))
+
+
+def _made_for(data: DataConfig, config: ModelConfig) -> dict[str, Any]:
+    """What a folder's samples depend on, but for how many they are."""
+    own = {"sensor": data.sensor, "first_seed": data.first_seed, "world": world_settings(data.world)}
+    return own | made_for(config)
 
 
 def _render_chunk(job: tuple[int, int, DataConfig, ModelConfig]) -> tuple[int, list[dict[str, npt.NDArray]]]:
@@ -193,21 +218,42 @@ def _render_chunk(job: tuple[int, int, DataConfig, ModelConfig]) -> tuple[int, l
     return start, [render_case(start + i, data, config) for i in range(count)]
 
 
-def render_case(index: int, data: DataConfig, config: ModelConfig) -> dict[str, npt.NDArray]:
-    """The sample of case ``index``, one row of each field."""
-    return sample(find_case(index, data), config)
+def render_case(
+    index: int, data: DataConfig, config: ModelConfig, motions: tuple[str, ...] = MOTIONS
+) -> dict[str, npt.NDArray]:
+    """The sample of case ``index``, one row of each field; ``motions``: as `find_case`."""
+    return sample(find_case(index, data, motions), config)
 
 
-def find_case(index: int, data: DataConfig) -> Case:
-    """Case ``index`` of these data."""
-    seed, tier = data.first_seed + index // CASES_PER_OBJECT, MOTIONS[index % len(MOTIONS)]
-    for attempt in range(5):  # a rare case may leave the small sensor or shrink to nothing: another motion then
+def find_case(index: int, data: DataConfig, motions: tuple[str, ...] = MOTIONS) -> Case:
+    """Case ``index`` of these data, of ``motions`` by turns. InputError names its seed where none of a few motions
+    leaves enough of the object in view."""
+    seed, tier = data.first_seed + index // CASES_PER_OBJECT, motions[index % len(motions)]
+    for attempt in range(ATTEMPTS):  # a rare case may leave the small sensor or shrink to nothing: another motion then
         case = make_case(
-            seed, index + attempt, tier, data.sensor, data.sensor, PIXELS_PER_SUB_FRAME, options=data.world
+            seed,
+            index + attempt * RETRY_SEEDS,
+            tier,
+            data.sensor,
+            data.sensor,
+            PIXELS_PER_SUB_FRAME,
+            options=data.world,
         )
         if object_crops(case.mask, 1.0) and object_crops(case.degraded_mask, 1.0):
-            break
-    return case
+            return case
+    raise InputError(
+        f"case {index} (object seed {seed}, tier {tier}): in {ATTEMPTS} motions too little of the object is "
+        "seen to cut it out; give a larger sensor, fewer occluders or another first_seed",
+        reason="object_too_small",
+    )
+
+
+def motions_at(step: int, curriculum: int) -> tuple[str, ...]:
+    """The motions of a step's cases: under a curriculum still and slow ones first, then ever faster ones."""
+    if step >= curriculum:
+        return MOTIONS
+    slow = SEVERITIES[: 2 + (len(SEVERITIES) - 2) * step // curriculum]
+    return tuple(motion for motion in MOTIONS if motion in slow)
 
 
 class Batches:
@@ -225,24 +271,21 @@ class Batches:
         augmentation: AugmentationConfig | None = None,
         validation: int = 0,
         curriculum: int = 0,
+        data: DataConfig | None = None,
     ) -> None:
         """``cases``: how many of the folder's first cases to use, and ``validation`` of those after them, held out;
-        InputError if they are not rendered yet. ``curriculum``: steps over which faster motion joins in."""
-        progress = json.loads((folder / "progress.json").read_text())
-        if progress["size"] != stored_size(config):
-            raise InputError(
-                f"{folder} holds samples of size {progress['size']}, this model needs {stored_size(config)}: render "
-                "them into another folder",
-                reason="other_data",
-            )
+        InputError if they are not rendered yet, or for another model, or, where given, for other ``data``.
+        ``curriculum``: steps over which faster motion joins in."""
+        progress = read_progress(folder)
+        check_made_for(folder, progress, made_for(config) if data is None else _made_for(data, config))
         missing = [start for start in range(0, cases + validation, CHUNK) if start not in set(progress["done"])]
         if missing or cases + validation > progress["cases"]:
             raise InputError(
-                f"{folder} lacks cases from {min(missing, default=progress['cases'])} on: render them first"
+                f"{folder} lacks cases from {min(missing, default=progress['cases'])} on: render them first",
+                reason="no_data",
             )
         self.rows, self.curriculum = np.arange(cases), curriculum
-        names = fields(config, progress["sensor"])
-        self.stores = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        self.stores = open_fields(folder, fields(config, progress["sensor"]), progress["cases"])
         self.names = frozenset(self.stores)
         self.grid = config.direct.resolution
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
@@ -257,11 +300,8 @@ class Batches:
         return self.draw(self.batch_size, np.random.default_rng([self.seed, step]), self.allowed(step))
 
     def allowed(self, step: int) -> npt.NDArray[np.int64]:
-        """The rows that a step may draw: under a curriculum still and slow cases first, then ever faster ones."""
-        if step >= self.curriculum:
-            return self.rows
-        slow = SEVERITIES[: 2 + (len(SEVERITIES) - 2) * step // self.curriculum]
-        return self.rows[np.isin(np.array(MOTIONS)[self.rows % len(MOTIONS)], slow)]
+        """The rows that a step may draw, see `motions_at`."""
+        return self.rows[np.isin(np.array(MOTIONS)[self.rows % len(MOTIONS)], motions_at(step, self.curriculum))]
 
     def draw(
         self, count: int, rng: np.random.Generator, rows: npt.NDArray[np.int64] | None = None

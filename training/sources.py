@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,8 @@ from torch import Tensor
 from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.sam3d.config import ModelConfig
 from training.augmentations import AugmentationConfig, augment
-from training.datasets import Batches, DataConfig, render_case, to_tensor
+from training.datasets import MOTIONS, Batches, DataConfig, motions_at, render_case, to_tensor
+from training.loaders.settings import RENDERED
 from training.settings import StageConfig
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def open_batches(
 ) -> Iterator[Batches | Stream | Mixture]:
     """The batches of a stage: from ``folder``, or, with ``stream: true`` in the data's settings, rendered meanwhile, or
     from the datasets that the stage names. ``shows``: of the flow head's batches, see `training.flow.batches.SHOWS`."""
+    _check_augmentation(config, stage)
     with ExitStack() as stack:
 
         def rendered(batch_size: int) -> Batches | Stream:
@@ -49,6 +51,20 @@ def open_batches(
             yield open_mixture(stage.datasets, config, stage.batch_size, stage.seed, rendered, pool, stage.augmentation)
         else:
             yield rendered(stage.batch_size)
+
+
+def _check_augmentation(config: ModelConfig, stage: StageConfig) -> None:
+    """ConfigurationError for variations that none of the stage's data can have."""
+    recorded = any(entry.kind != RENDERED for entry in stage.datasets)
+    settings = {name: getattr(stage.augmentation, name) for name in ("crop", "event_dropout", "time_reversal")}
+    without = [name for name, value in settings.items() if value and not recorded]
+    if without:
+        raise ConfigurationError(
+            f"augmentation: {', '.join(without)} is for recorded datasets alone, rendered samples are cut already: "
+            "leave it out, or name such datasets"
+        )
+    if settings["crop"] and config.head == "flow":
+        raise ConfigurationError("augmentation: crop is for the direct head alone: leave it out")
 
 
 def _rendered(
@@ -65,7 +81,7 @@ def _rendered(
     if data.stream:
         pool = stack.enter_context(ProcessPoolExecutor(data.workers, get_context("spawn"), torch.set_num_threads, (1,)))
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        return streamed(data, config, stage.batch_size, stage.seed, pool)
+        return streamed(data, config, stage.batch_size, stage.seed, pool, curriculum=stage.curriculum)
     if folder is None:
         raise ConfigurationError("give --data, the folder of rendered samples, or set `stream: true` in the data")
     return rendered(
@@ -76,6 +92,7 @@ def _rendered(
         stage.cases,
         validation=stage.validation,
         curriculum=stage.curriculum,
+        data=data,
     )
 
 
@@ -92,10 +109,12 @@ class Stream:
         config: ModelConfig,
         batch_size: int,
         seed: int,
-        pool: ProcessPoolExecutor,
+        pool: Executor,
         augmentation: AugmentationConfig | None = None,
+        curriculum: int = 0,
     ) -> None:
-        self.augmentation = augmentation
+        """``curriculum``: steps over which faster motion joins in."""
+        self.augmentation, self.curriculum = augmentation, curriculum
         self.data, self.config, self.batch_size, self.seed, self.pool = data, config, batch_size, seed, pool
         self.waiting: dict[int, list[Future[dict[str, npt.NDArray]]]] = {}
         self.kept: dict[int, dict[str, Tensor]] = {}
@@ -108,7 +127,7 @@ class Stream:
         numbers = {s: range(s * self.batch_size + rank, (s + 1) * self.batch_size, count) for s in _next(step)}
         for ahead, cases in numbers.items():
             if ahead not in self.waiting:
-                self.waiting[ahead] = [self._begin(case) for case in cases]
+                self.waiting[ahead] = [self._begin(case, motions_at(ahead, self.curriculum)) for case in cases]
         parts = [
             self._sample(case, future.result(), augmented=True)
             for case, future in zip(numbers[step], self.waiting.pop(step), strict=True)
@@ -119,13 +138,13 @@ class Stream:
         """Batch ``number`` of cases that no step sees; these few are kept."""
         if number not in self.kept:
             first = _FIRST_HELD_OUT + number * self.batch_size
-            begun = {case: self._begin(case) for case in range(first, first + self.batch_size)}
+            begun = {case: self._begin(case, MOTIONS) for case in range(first, first + self.batch_size)}
             parts = [self._sample(case, future.result(), augmented=False) for case, future in begun.items()]
             self.kept[number] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return self.kept[number]
 
-    def _begin(self, case: int) -> Future[dict[str, npt.NDArray]]:
-        return self.pool.submit(render_case, self.seed * _CASES_OF_A_SEED + case, self.data, self.config)
+    def _begin(self, case: int, motions: tuple[str, ...]) -> Future[dict[str, npt.NDArray]]:
+        return self.pool.submit(render_case, self.seed * _CASES_OF_A_SEED + case, self.data, self.config, motions)
 
     def _sample(self, case: int, values: dict[str, npt.NDArray], augmented: bool) -> dict[str, Tensor]:
         grid = self.config.direct.resolution

@@ -5,7 +5,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.errors import ConfigurationError, InputError
+from event_sam3d_ros.evaluation.suites import BASELINE_OBJECT_SEEDS
 from event_sam3d_ros.synthetic import world
 from event_sam3d_ros.synthetic.appearance import encode_gamma
 from event_sam3d_ros.synthetic.event_simulator import EventSimulator
@@ -20,6 +21,7 @@ from event_sam3d_ros.synthetic.world import (
     make_case,
     sequence,
 )
+from training.datasets import DataConfig
 
 SMALL = {"width": 112, "height": 112}
 
@@ -201,8 +203,10 @@ def test_recording_is_repeatable():
 
 
 def test_training_never_sees_held_out_objects():
-    assert FIRST_TRAINING_OBJECT_SEED not in HELD_OUT_OBJECT_SEEDS
-    assert max(HELD_OUT_OBJECT_SEEDS) < FIRST_TRAINING_OBJECT_SEED
+    for seed in (*HELD_OUT_OBJECT_SEEDS, -1, FIRST_TRAINING_OBJECT_SEED - 1):
+        with pytest.raises(ConfigurationError, match=f"first_seed is {seed}: give 1000000 or more"):
+            DataConfig(first_seed=seed)
+    assert min(DataConfig().first_seed, BASELINE_OBJECT_SEEDS[0]) > max(HELD_OUT_OBJECT_SEEDS)
 
 
 @pytest.mark.parametrize("tier", ["fast", -0.1, 0.9])

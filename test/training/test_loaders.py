@@ -565,7 +565,8 @@ def test_the_event_stages_learn_from_what_has_no_truth(tmp_path):
     """distill and fuse, from a dataset alone and from a mixture with rendered samples."""
     (tmp_path / "mvsec").mkdir()
     recorded = write("mvsec", tmp_path / "mvsec")
-    render(tmp_path / "rendered", DataConfig(cases=2, sensor=96), CONFIG, workers=1)
+    data = DataConfig(cases=2, sensor=96)
+    render(tmp_path / "rendered", data, CONFIG, workers=1)
     torch.manual_seed(0)
     network = Network(CONFIG)
     for datasets in ((recorded,), (DatasetConfig("rendered"), recorded)):
@@ -576,7 +577,7 @@ def test_the_event_stages_learn_from_what_has_no_truth(tmp_path):
         }
         for kind, loss in stages.items():
             stage = kind(**settings)
-            with open_batches(tmp_path / "rendered", DataConfig(), CONFIG, stage) as batches:
+            with open_batches(tmp_path / "rendered", data, CONFIG, stage) as batches:
                 batch, again = batches(0), batches(0)
                 assert all(torch.equal(batch[name], again[name]) for name in batch) and batch.keys() == PICTURES
                 assert len(batch["degraded_events"]) == 4 and (batches.held_out is None) == (len(datasets) == 1)

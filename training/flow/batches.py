@@ -56,9 +56,10 @@ class FlowBatches(Batches):
         augmentation: AugmentationConfig | None = None,
         validation: int = 0,
         curriculum: int = 0,
+        data: DataConfig | None = None,
         shows: str = "blurry",
     ) -> None:
-        super().__init__(folder, config, batch_size, seed, cases, augmentation, validation, curriculum)
+        super().__init__(folder, config, batch_size, seed, cases, augmentation, validation, curriculum, data)
         self.config, self.shows = config, shows
 
     def __call__(self, step: int) -> dict[str, Tensor]:
@@ -97,9 +98,10 @@ class FlowStream(Stream):
         seed: int,
         pool: Executor,
         augmentation: AugmentationConfig | None = None,
+        curriculum: int = 0,
         shows: str = "blurry",
     ) -> None:
-        super().__init__(data, config, batch_size, seed, pool, augmentation)
+        super().__init__(data, config, batch_size, seed, pool, augmentation, curriculum)
         self.shows = shows
 
     def _sample(self, case: int, values: dict[str, npt.NDArray], augmented: bool) -> dict[str, Tensor]:
