@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
 
@@ -140,11 +141,15 @@ class Panel:
     def _add_plots(self) -> None:
         with self._gui.add_folder("History"):
             self._quantity = self._gui.add_dropdown("Quantity", ("score",), initial_value="score")
-            self._history = self._gui.add_uplot(*_plot(np.zeros(1), {}, None), height=170)
+            self._history = self._add_chart(170)
             self._quantity.on_update(lambda _: self._draw())
         with self._gui.add_folder("Latency, ms"):
-            self._latency = self._gui.add_uplot(*_plot(np.zeros(1), {}, None), height=150)
+            self._latency = self._add_chart(150)
             self._untimed = self._gui.add_markdown("*This source has no times.*")
+
+    def _add_chart(self, height: int) -> viser.GuiUplotHandle:
+        empty = _plot(np.zeros(1), {}, None)
+        return self._gui.add_uplot(empty.data, empty.series, scales=empty.scales, height=height)
 
     def _draw(self) -> None:
         """Plots of all frames so far, with a mark at the one that is shown."""
@@ -154,11 +159,11 @@ class Panel:
         if quantities and quantities != tuple(self._quantity.options):
             self._quantity.options = quantities
         now_s = None if self._shown is None else history.seconds(self._shown.stamp_ns)
-        _redraw(self._history, *_plot(*history.objects(self._quantity.value), now_s))
+        _plot(*history.objects(self._quantity.value), now_s).put_into(self._history)
         times, stages = history.milliseconds()
         self._latency.visible, self._untimed.visible = bool(stages), not stages
         if stages:
-            _redraw(self._latency, *_plot(times, stages, now_s))
+            _plot(times, stages, now_s).put_into(self._latency)
         if len(history) != self._drawn_rows or not self._player.playing:
             self._drawn_rows = len(history)
             self._scene.show_path(history.camera_path())
@@ -245,10 +250,25 @@ def _table(items: tuple[ViewObject, ...]) -> str:
     return "\n".join(lines)
 
 
-def _plot(
-    times: Doubles, lines: dict[str, Doubles], now_s: float | None
-) -> tuple[tuple[Doubles, ...], tuple[viser.uplot.Series, ...]]:
-    """Data and series of a chart, with a dot on each line at the time that is shown."""
+@dataclass(frozen=True)
+class _Plot:
+    """Data, series and scales of a chart."""
+
+    data: tuple[Doubles, ...]
+    series: tuple[viser.uplot.Series, ...]
+    scales: dict[str, viser.uplot.Scale]
+
+    def put_into(self, chart: viser.GuiUplotHandle) -> None:
+        """Changes what is different: other series or scales make the browser set up the chart anew."""
+        if tuple(chart.series) != self.series:
+            chart.series = self.series
+        if chart.scales != self.scales:
+            chart.scales = self.scales
+        chart.data = self.data
+
+
+def _plot(times: Doubles, lines: dict[str, Doubles], now_s: float | None) -> _Plot:
+    """A chart of lines over seconds, with a dot on each of them at the time that is shown."""
     data: list[Doubles] = [times]
     series: list[viser.uplot.Series] = [{"label": "s"}]
     nearest = None if now_s is None or not len(times) else int(np.argmin(np.abs(times - now_s)))
@@ -265,10 +285,17 @@ def _plot(
     if len(data) == 1:
         data.append(np.full(len(times), np.nan))
         series.append({"label": "nothing yet"})
-    return tuple(data), tuple(series)
+    # uPlot takes NaN for a number and would find no range by itself.
+    scales: dict[str, viser.uplot.Scale] = {"x": {"time": False}, "y": {"range": _range(data[1:])}}
+    return _Plot(tuple(data), tuple(series), scales)
 
 
-def _redraw(chart: viser.GuiUplotHandle, data: tuple[Doubles, ...], series: tuple[viser.uplot.Series, ...]) -> None:
-    if tuple(chart.series) != series:
-        chart.series = series
-    chart.data = data
+def _range(lines: list[Doubles]) -> tuple[float, float]:
+    """Bounds around all finite numbers, on round values so that they change seldom."""
+    values = np.concatenate(lines)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    step = 10.0 ** np.round(np.log10(max(high - low, abs(high) / 10, 1e-6)))
+    return float(np.floor(low / step) * step), float((np.floor(high / step) + 1) * step)

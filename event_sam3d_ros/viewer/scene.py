@@ -73,14 +73,14 @@ class SceneView:
         frame = self._shown or ViewFrame(0)
         pose, target = frame.camera_to_world, _target(frame)
         eye = pose[:3, :3] @ (np.array([0.35, -0.5, -0.3]) * self._distance) + pose[:3, 3]
-        events = pose[:3, :3] @ (np.array([-0.6, 0.0, 0.5]) * self._distance) + pose[:3, 3]
-        return eye, 0.65 * target + 0.35 * events, up_axis(pose)
+        events = pose[:3, :3] @ (np.array([-0.5, 0.0, 0.4]) * self._distance) + pose[:3, 3]
+        return eye, 0.8 * target + 0.2 * events, up_axis(pose)
 
     def _begin(self, frame: ViewFrame) -> None:
         """What follows from the first frame: the size of things and what is up."""
         self._distance = max(float(np.linalg.norm(_target(frame) - frame.camera_to_world[:3, 3])), 0.05)
         self._depth.point_size = self._events.point_size = 0.003 * self._distance
-        self._events.position = (-0.62 * self._distance, 0.0, 0.0)
+        self._events.position = (-0.5 * self._distance, 0.0, 0.0)
         self._scene.set_up_direction(up_axis(frame.camera_to_world))
 
     def _show_camera(self, frame: ViewFrame, picture: Picture | None) -> None:
@@ -114,7 +114,7 @@ class SceneView:
         self._events.visible = "events" in self.layers and frame.event_image is not None
         if not self._events.visible:
             return
-        width = 0.5 * self._distance
+        width = 0.4 * self._distance
         wanted = range(max(0, index - EVENT_FRAMES + 1), index + 1)
         self._clouds = {i: cloud for i, cloud in self._clouds.items() if i in wanted}
         for i in wanted:

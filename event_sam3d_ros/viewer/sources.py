@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from event_sam3d_ros.errors import ConfigurationError, RecordingError
+from event_sam3d_ros.evaluation.bag_evaluation import CONFIGURATION
 from event_sam3d_ros.sequence import FILE_NAME
 from event_sam3d_ros.viewer.feeds import open_recording_feed, open_results_feed, read_summary
 from event_sam3d_ros.viewer.frames import Frames
@@ -40,6 +41,11 @@ def open_frames(path: Path, options: SourceOptions) -> Frames:
     summary = read_summary(path)
     if summary is not None:
         return open_results_feed(path, summary, options.bag, options.topics, options.ground_truth)
+    if (path / CONFIGURATION).exists() and (path / "frames").is_dir():
+        raise RecordingError(
+            f"{path} is an evaluation that is not finished: run its command again, it goes on where it was",
+            reason="incomplete",
+        )
     truth = read_view_truth(path, options.ground_truth)
     return open_recording_feed(path, options.topics, options.weights, options.device, truth)
 

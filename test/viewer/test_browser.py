@@ -166,3 +166,20 @@ def test_a_sequence_in_the_browser(chromium, folder, tmp_path):
             page.get_by_text("Save picture (PNG)").click()
         download.value.save_as(tmp_path / "view.png")
         assert cv2.imread(str(tmp_path / "view.png")).std() > 5
+
+
+def test_a_recording_in_the_browser_while_it_is_read(chromium):
+    frames = open_frames(BAG, SourceOptions(device="cpu"))
+    with running(frames, playing=True) as viewer, opened(chromium, viewer) as page:
+        page.get_by_text(re.compile(r"frame ([6-9]|\d\d) of")).wait_for()
+        page.get_by_role("button", name="Pause", exact=True).click()
+        page.get_by_role("button", name="Play", exact=True).wait_for()
+        at_frame(page, viewer.player.index)
+        page.get_by_text("Latency, ms").scroll_into_view_if_needed()
+        page.get_by_text("Save picture (PNG)").scroll_into_view_if_needed()
+        picture = drawn(page)
+        for plot in page.locator(".u-over").all():  # history and latency: each has its lines
+            box = {side: int(value) for side, value in plot.bounding_box().items()}
+            inside = picture[box["y"] : box["y"] + box["height"], box["x"] : box["x"] + box["width"]]
+            assert inside.size and np.ptp(inside, axis=2).max() > 60, "a plot without a coloured line"
+        save(page, "viewer_plots.jpg")

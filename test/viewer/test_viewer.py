@@ -13,6 +13,7 @@ from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import tencode
 from event_sam3d_ros.viewer.exports import as_png, objects_as_ply
 from event_sam3d_ros.viewer.frames import FrameStore, History, ViewFrame, ViewObject, evenly
+from event_sam3d_ros.viewer.panel import _plot
 from event_sam3d_ros.viewer.pictures import color_of, event_points, with_masks
 from event_sam3d_ros.viewer.player import Player
 from event_sam3d_ros.viewer.scene import up_axis
@@ -200,6 +201,24 @@ def test_up_is_the_nearest_axis():
     pose = np.eye(4)
     pose[:3, :3] = [[0, 0.1, 1], [-1, 0, 0], [0, -1, 0.1]]  # looks along x, z up
     np.testing.assert_array_equal(up_axis(pose), [0, 0, 1])
+
+
+def test_plots_have_a_range_whatever_is_missing():
+    nan = np.nan
+    plot = _plot(np.array([0, 0.1, 0.2]), {"1": np.array([0.52, nan, 0.58]), "2": np.full(3, nan)}, 0.19)
+    assert plot.scales["y"]["range"] == pytest.approx((0.5, 0.6)) and plot.scales["x"] == {"time": False}
+    assert len(plot.data) == len(plot.series) == 5
+    np.testing.assert_array_equal(plot.data[2], [nan, nan, 0.58])  # the dot at what is shown
+    for values in (
+        np.full(3, nan),
+        np.zeros(3),
+        np.full(3, 7.0),
+        np.array([-1e9, 0, 1e9]),
+        np.array([-2.0, -2.0, nan]),
+    ):
+        low, high = _plot(np.arange(3.0), {"1": values}, None).scales["y"]["range"]
+        finite = values[np.isfinite(values)]
+        assert low < high and (low <= finite).all() and (finite <= high).all()
 
 
 def test_exports_open(tmp_path):
