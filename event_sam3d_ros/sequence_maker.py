@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from event_sam3d_ros.errors import InputError, RecordingError
+from event_sam3d_ros.errors import InputError, RecordingError, RecordingWarning
 from event_sam3d_ros.evaluation.camera_transforms import TF_TOPICS, CameraTransforms, matrix
 from event_sam3d_ros.evaluation.poses import PoseTrack
-from event_sam3d_ros.evaluation.replay import Replay, ReplayedFrame
+from event_sam3d_ros.evaluation.replay import Replay, ReplayedFrame, disagreeing_clocks
 from event_sam3d_ros.events.windows import WindowSettings
 from event_sam3d_ros.reconstructor import Reconstructor
 from event_sam3d_ros.recordings.files import Recording, Rosbag2Recording
@@ -29,12 +30,13 @@ _FRAMES_AHEAD = 10
 @dataclass
 class SequenceResult:
     """``frames``: written; ``left_out``: frames that have no place in it, by reason; ``reports``: all else that was
-    said on the way, by reason; ``tracks``: see `SequenceWriter`; ``poses``: frames whose camera pose is known, in the
-    frame ``world``."""
+    said on the way, by reason; ``clocks``: see `disagreeing_clocks`; ``tracks``: see `SequenceWriter`; ``poses``:
+    frames whose camera pose is known, in the frame ``world``."""
 
     frames: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     reports: Counter[str] = field(default_factory=Counter)
+    clocks: dict[str, str] = field(default_factory=dict)
     tracks: list[dict[str, Any]] = field(default_factory=list)
     poses: int = 0
     world: str = ""
@@ -64,22 +66,44 @@ def make_sequence(
     """Writes the sequence of every ``every``-th frame to ``folder``. ``poses``: of the camera; without them those of
     the recording (its TF, in the frame ``world``, or its poses) count. ``progress`` is called for each frame read.
 
-    RecordingError for a folder that is not empty, or a recording of which no frame can be used. However it ends,
-    the folder holds what was done before.
+    RecordingError for a folder that is not empty, or a recording of which no frame can be used; and, behind the work,
+    where the events or the given poses lie at another time than the frames. However it ends, the folder holds what was
+    done before, and is not there if that is nothing.
     """
     check_folder(folder)
     result = SequenceResult()
     info: dict[str, Any] = {"recording": recording.path.name, "model": model_name(reconstructor), "every": every}
-    with SequenceWriter(folder, info) as writer:
-        for step in sequence_steps(recording, reconstructor, result, poses, world, every, progress):
-            assert step.frame.observation is not None
-            writer.add(step.frame.observation, step.tracked, step.pose)
-            writer.info["world_frame"] = result.world
+    writer = SequenceWriter(folder, info)
+    try:
+        with writer:
+            for step in sequence_steps(recording, reconstructor, result, poses, world, every, progress):
+                assert step.frame.observation is not None
+                if poses is not None and step.frame.stamp_ns > poses.last_ns and not writer.count:
+                    raise _no_poses(recording, poses, "nothing was done")
+                writer.add(step.frame.observation, step.tracked, step.pose)
+                writer.info["world_frame"] = result.world
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
     result.frames, result.tracks = writer.count, writer.tracks
     if not writer.count:
-        folder.rmdir()
         raise nothing_usable(recording, result)
+    if poses is not None and not result.poses:
+        raise _no_poses(recording, poses, f"the sequence in {folder} is without poses")
+    if "events" in result.clocks:
+        sentence = f"{result.clocks['events']}. The sequence in {folder} is without events"
+        raise RecordingError(sentence, reason="clock_mismatch")
+    for sentence in result.clocks.values():
+        warnings.warn(RecordingWarning(sentence), stacklevel=2)
     return result
+
+
+def _no_poses(recording: Recording, poses: PoseTrack, outcome: str) -> RecordingError:
+    return RecordingError(
+        f"{recording.path}: no frame has one of the given camera poses, which go from {poses.first_ns / 1e9:.3f} s to "
+        f"{poses.last_ns / 1e9:.3f} s; {outcome}. Both need the clock of the frames' stamps",
+        reason="no_overlap",
+    )
 
 
 def sequence_steps(
@@ -124,10 +148,13 @@ def sequence_steps(
         milliseconds = {"inputs": (ready - begin) * 1e3, "model": (done - ready) * 1e3}
         yield SequenceStep(frame, tracked, pose, milliseconds)
         begin = time.perf_counter()
+    result.clocks = disagreeing_clocks(recording.path, replay.seen)
 
 
 def nothing_usable(recording: Recording, result: SequenceResult) -> RecordingError:
     """Says why no frame could be used."""
+    if "mask" in result.clocks:
+        return RecordingError(result.clocks["mask"], reason="clock_mismatch")
     reasons = ", ".join(f"{count} {reason}" for reason, count in result.left_out.most_common()) or "there is none"
     return RecordingError(
         f"{recording.path}: no frame can be used ({reasons}): a sequence needs frames, masks of their stamps and "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from event_sam3d_ros.camera.calibration import load_camera_info
 from event_sam3d_ros.camera.model import CameraModel
 from event_sam3d_ros.demo.results import write_ply
-from event_sam3d_ros.errors import CalibrationError, ConfigurationError, InputError
+from event_sam3d_ros.errors import CalibrationError, ConfigurationError, InputError, RecordingWarning
 from event_sam3d_ros.events.events import Events, concatenate
 from event_sam3d_ros.events.representations import tencode
 from event_sam3d_ros.nodes.debug_image import draw
@@ -41,16 +43,21 @@ class SingleInput:
     camera: Path | None = None
 
 
-def find_inputs(folder: Path, given: Mapping[str, Path]) -> list[SingleInput]:
-    """The input in a folder, or those in its folders, by the names of their files; ``given`` ones win. InputError."""
+@dataclass(frozen=True)
+class SingleFrame:
+    """What a model is given, and the number of events in it, 0 without events."""
+
+    observation: Observation
+    event_count: int
+
+
+def find_folders(folder: Path) -> list[Path]:
+    """The folder itself if it holds an input, else those in it that do, by the names of their files. InputError."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder", reason="missing_file")
-    here = _by_name(folder)
-    if "mask" in here:
-        return [SingleInput("", **{**here, **given})]
-    shared = {name: here[name] for name in ("camera",) if name in here}
-    inside = [(one, _by_name(one)) for one in sorted(folder.iterdir()) if one.is_dir()]
-    found = [SingleInput(one.name, **{**shared, **files, **given}) for one, files in inside if "mask" in files]
+    if _holds(folder, "mask"):
+        return [folder]
+    found = [one for one in sorted(folder.iterdir()) if one.is_dir() and _holds(one, "image", "mask", "events")]
     if not found:
         raise InputError(
             f"{folder} holds no mask.*, nor does a folder in it: name the files image.*, mask.*, events.*, depth.*, "
@@ -60,15 +67,38 @@ def find_inputs(folder: Path, given: Mapping[str, Path]) -> list[SingleInput]:
     return found
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.stem in _STEMS}
+def input_of(one: Path, folder: Path, given: Mapping[str, Path]) -> SingleInput:
+    """The files in ``one``, which is ``folder`` or lies in it, with the camera of ``folder``; ``given`` ones win.
+    InputError where two have one name."""
+    shared = _by_name(folder, ("camera",), given)
+    name = "" if one == folder else one.name
+    return SingleInput(name, **{**shared, **_by_name(one, _STEMS, given), **given})
+
+
+def _holds(folder: Path, *stems: str) -> bool:
+    return any(path.stem in stems for path in folder.iterdir())
+
+
+def _by_name(folder: Path, stems: Sequence[str], given: Mapping[str, Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.stem not in stems or path.stem in given:
+            continue
+        if path.stem in found:
+            raise InputError(
+                f"{folder} holds {found[path.stem].name} and {path.name}: leave one, or give it by --{path.stem}",
+                reason="ambiguous_input",
+            )
+        found[path.stem] = path
+    return found
 
 
 def read_observation(
     files: SingleInput, K: str | None, time_s: float | None, mode: str | None, info: Mapping[str, Any]
-) -> Observation:
-    """The files as a model sees them in a mode (None: all that is given). ``K``: "fx,fy,cx,cy"; ``time_s``: middle of
-    the window, None: of the file; ``info``: of the model. InputError, CalibrationError, RecordingError for bad ones."""
+) -> SingleFrame:
+    """The files as a model sees them in a mode (None: all that is given; a warning where there are too few events for
+    that). ``K``: "fx,fy,cx,cy"; ``time_s``: middle of the window, None: of the file; ``info``: of the model.
+    InputError, CalibrationError, RecordingError for bad ones."""
     wanted = {"rgb": ("image",), "events": ("events",), "fused": ("image", "events"), None: ()}[mode]
     missing = [name for name in ("mask", *wanted) if getattr(files, name) is None]
     if missing:
@@ -82,7 +112,14 @@ def read_observation(
     camera = _camera(files, K, mask.shape)
     event_image, count = None, 0
     if files.events is not None and mode != "rgb":
-        event_image, count = _event_image(files.events, time_s, info["window_ms"])
+        event_image, count, span = _event_image(files.events, time_s, info["window_ms"])
+        if count < info["min_events"]:
+            sentence = f"{files.events}: {count} events in the window, the model needs {info['min_events']}{span}"
+            if mode is not None or files.image is None:
+                instead = " or --mode rgb" if mode == "fused" else ""
+                raise InputError(f"{sentence}: give another --time{instead}", reason="few_events")
+            warnings.warn(RecordingWarning(f"{sentence}: the frame is used without them"), stacklevel=2)
+            event_image, count = None, 0
     arrays = FrameArrays(
         stamp_ns=0,
         mask=mask,
@@ -94,11 +131,10 @@ def read_observation(
     if arrays.image is None and arrays.event_image is None:
         raise InputError("neither a frame nor events are given: add --image or --events", reason="no_input")
 
-    def refuse_few(reason: str, sentence: str) -> None:
-        if mode == "fused":
-            raise InputError(f"{files.events}: {sentence}; give --time, or --mode rgb", reason=reason)
+    def never(reason: str, sentence: str) -> None:
+        raise InputError(sentence, reason=reason)  # too few events were told above
 
-    return build_observation(arrays, camera, info["min_events"], refuse_few)
+    return SingleFrame(build_observation(arrays, camera, info["min_events"], never), count)
 
 
 def _camera(files: SingleInput, K: str | None, shape: tuple[int, ...]) -> CameraModel:
@@ -127,24 +163,23 @@ def _read_depth(path: Path) -> NDArray[np.float32]:
         return depth_from_pixels(_read_picture(path))
     try:
         depth = np.load(path)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{path} can't be read as depth ({error})", reason="bad_image") from error
     return depth_from_pixels(depth)
 
 
-def _event_image(path: Path, time_s: float | None, window_ms: float) -> tuple[NDArray[np.uint8], int]:
-    """A Tencode picture and its number of events; of a picture that is one already, its coloured pixels."""
+def _event_image(path: Path, time_s: float | None, window_ms: float) -> tuple[NDArray[np.uint8], int, str]:
+    """A Tencode picture, its number of events, and in words from when to when the file has any; of a picture that is
+    one already, its coloured pixels."""
     if path.suffix.lower() in _PICTURES:
         picture = rgb_from_pixels(_read_picture(path))
-        return picture, int(picture.any(axis=2).sum())
+        return picture, int(picture.any(axis=2).sum()), ""
     recording = open_recording(path)
-    if time_s is None:
-        ends = [(c.events.t.min(), c.events.t.max()) for c in recording.samples() if isinstance(c, EventChunk)]
-        if not ends:
-            raise InputError(f"{path} has no events", reason="few_events")
-        middle_us = int(min(first for first, _ in ends) + max(last for _, last in ends)) // 2
-    else:
-        middle_us = round(time_s * 1e6)
+    ends = [(c.events.t.min(), c.events.t.max()) for c in recording.samples() if isinstance(c, EventChunk)]
+    if not ends:
+        raise InputError(f"{path} has no events", reason="few_events")
+    first_us, last_us = int(min(first for first, _ in ends)), int(max(last for _, last in ends))
+    middle_us = (first_us + last_us) // 2 if time_s is None else round(time_s * 1e6)
     half_us = round(window_ms * 500)
     t0, t1 = middle_us - half_us, middle_us + half_us
     pieces = [Events.empty()]
@@ -154,14 +189,17 @@ def _event_image(path: Path, time_s: float | None, window_ms: float) -> tuple[ND
             if inside.any():
                 pieces.append(chunk.events[inside])
     events = concatenate(pieces)
-    return tencode(events, t0, t1, recording.width, recording.height), len(events)
+    window = f"{t0 / 1e6:.6g} to {t1 / 1e6:.6g} s of a file from {first_us / 1e6:.6g} to {last_us / 1e6:.6g} s"
+    return tencode(events, t0, t1, recording.width, recording.height), len(events), f" ({window})"
 
 
 def write_results(
-    out: Path, observation: Observation, found: Sequence[Reconstruction], info: Mapping[str, Any]
+    out: Path, files: SingleInput, frame: SingleFrame, found: Sequence[Reconstruction], info: Mapping[str, Any]
 ) -> None:
-    """object_ID.ply, pose.json and preview.png."""
+    """object_ID.ply, pose.json and preview.png; the points of an earlier run go."""
     out.mkdir(parents=True, exist_ok=True)
+    for name in _earlier_points(out / "pose.json"):
+        (out / name).unlink(missing_ok=True)
     for one in found:
         write_ply(out / f"object_{one.id}.ply", one.points, one.colors)
     objects = [
@@ -177,7 +215,24 @@ def write_results(
         for one in found
     ]
     model = {name: info[name] for name in ("name", "tag", "version", "sha256") if name in info}
-    content = {"frame": "camera, optical: x right, y down, z forward; metres", "model": model, "objects": objects}
+    seen = frame.observation
+    used = {"image": seen.image, "mask": seen.mask, "events": seen.event_image, "depth": seen.depth}
+    inputs = {name: None if array is None else str(getattr(files, name)) for name, array in used.items()}
+    content = {
+        "frame": "camera, optical: x right, y down, z forward; metres",
+        "inputs": {**inputs, "event_count": frame.event_count, "K": seen.K.tolist()},
+        "model": model,
+        "objects": objects,
+    }
     (out / "pose.json").write_text(json.dumps(content, indent=2) + "\n")
-    picture = cv2.imencode(".png", draw(observation, found)[..., ::-1])[1]
+    picture = cv2.imencode(".png", draw(seen, found)[..., ::-1])[1]
     (out / "preview.png").write_bytes(picture.tobytes())
+
+
+def _earlier_points(path: Path) -> list[str]:
+    """The names of the points that a run before wrote beside its pose.json."""
+    try:
+        names = [one["points"] for one in json.loads(path.read_text())["objects"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or not one of ours
+        return []
+    return [name for name in names if isinstance(name, str) and re.fullmatch(r"object_\d+\.ply", name)]

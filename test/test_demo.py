@@ -184,9 +184,33 @@ def test_truth_is_read_as_it_was_written(bag: Path) -> None:
 
 def test_a_recording_without_truth_has_none(tmp_path: Path) -> None:
     assert truth.read_truth(tmp_path) is None
-    (tmp_path / truth.FILE_NAME).write_text("objects: [{id: 1}]")
-    with pytest.raises(RecordingError, match="ground_truth.yaml is not a ground truth file"):
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "it has no list 'objects'"),
+        ("objects: {a: 1}", "it has no list 'objects'"),
+        ("objects: [1, 2]", "object 1 has no id"),
+        ("objects: [{id: x}]", "object 1: id is 'x'"),
+        ("objects: [{id: 1}]", "object 1 has no mesh"),
+        ("objects: [{id: 4, mesh: a.ply, size: [1, 1], poses: []}]", "object 4: size is"),
+        ("objects: [{id: 4, mesh: a.ply, size: [1, 1, .nan], poses: []}]", "not 3 finite numbers"),
+        ("objects: [{id: 4, mesh: a.ply, size: [1, 1, 1], poses: [{stamp_ns: 1.5}]}]", "pose 1: stamp_ns is 1.5"),
+        ("objects: [{id: 4, mesh: a.ply, size: [1, 1, 1], poses: [{stamp_ns: 1, position: [0, 0, 1]}]}]",
+         "object 4, pose 1 has no quaternion"),
+        ("objects: [{id: 4, mesh: a, size: [1, 1, 1], "
+         "poses: [{stamp_ns: 1, position: [0, 0, 1], quaternion: [0, 0, 0, 0]}]}]", "quaternion (x, y, z, w) is zero"),
+        ("objects: [{id: 1, mesh: a, size: [1, 1, 1], poses: []}, {id: 1, mesh: a, size: [1, 1, 1], poses: []}]",
+         "the id 1 is given twice"),
+        ("objects: [", "while parsing"),
+    ],
+)  # fmt: skip
+def test_a_truth_that_is_none_names_object_and_field(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / truth.FILE_NAME).write_text(text)
+    with pytest.raises(RecordingError, match="ground_truth.yaml is not a ground truth file: ") as caught:
         truth.read_truth(tmp_path)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_solid_of_points_is_filled() -> None:

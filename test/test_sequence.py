@@ -18,13 +18,13 @@ sys.path.append(str(Path(__file__).parent / "evaluation"))
 from recordings_made import COUNT, HEIGHT, MS, PERIOD, START, WIDTH, K, in_order, make_samples
 
 from event_sam3d_ros.cli import main
-from event_sam3d_ros.errors import InputError, RecordingError
+from event_sam3d_ros.errors import InputError, RecordingError, RecordingWarning
 from event_sam3d_ros.evaluation.poses import read_tum
 from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstruction import Reconstruction
 from event_sam3d_ros.recordings.bag_messages import typestore
 from event_sam3d_ros.recordings.files import open_recording, open_rosbag2, write_rosbag2
-from event_sam3d_ros.recordings.samples import Frame
+from event_sam3d_ros.recordings.samples import EventChunk, Frame
 from event_sam3d_ros.sequence import FIELDS, load_sequence
 from event_sam3d_ros.sequence_maker import make_sequence
 from event_sam3d_ros.sequence_writer import SequenceWriter, unproject
@@ -214,6 +214,44 @@ def test_poses_from_tf_are_those_at_the_stamps(bag_with_tf, tmp_path, world, cou
     for number, frame in enumerate(load_sequence(folder)):
         x = {"": 0.5 + 0.04 * number, "base": 0.5, "elsewhere": 0.0}[world]
         np.testing.assert_allclose(frame.camera_to_world[:3, 3], (x, 0, 0), atol=1e-9)
+
+
+@pytest.mark.parametrize("shift_s, outcome", [(-3600, "nothing was done"), (3600, "is without poses")])
+def test_poses_of_another_time_are_told(bag, tmp_path, shift_s, outcome):
+    lines = [f"{START / 1e9 + shift_s + n} 0 0 0 0 0 0 1" for n in (0.0, 0.1)]
+    (tmp_path / "poses.txt").write_text("\n".join(lines))
+    with pytest.raises(RecordingError, match="no frame has one of the given camera poses") as caught:
+        made(bag, tmp_path / "out", poses=read_tum(tmp_path / "poses.txt"))
+    assert outcome in str(caught.value)
+    assert (tmp_path / "out").exists() == (shift_s > 0)
+
+
+def shifted(sample, role):
+    """A sample of a role an hour later."""
+    hour_ms = 3_600_000
+    if role == "events" and isinstance(sample, EventChunk):
+        events = replace(sample.events, t=sample.events.t + hour_ms * 1000)
+        return replace(sample, stamp_ns=sample.stamp_ns + hour_ms * MS, events=events)
+    is_it = isinstance(sample, Frame) and sample.role == role
+    return replace(sample, stamp_ns=sample.stamp_ns + hour_ms * MS) if is_it else sample
+
+
+@pytest.mark.parametrize("role, is_written", [("events", True), ("mask", False)])
+def test_clocks_that_disagree_are_told(tmp_path, role, is_written):
+    write_rosbag2(tmp_path / "bag", in_order([shifted(sample, role) for sample in make_samples()]))
+    with pytest.raises(RecordingError, match="the clocks disagree") as caught:
+        made(tmp_path / "bag", tmp_path / "out")
+    assert caught.value.reason == "clock_mismatch"
+    assert (tmp_path / "out").exists() == is_written
+    if is_written:
+        assert not load_sequence(tmp_path / "out").arrays["event_images"].any()
+
+
+def test_depth_of_another_time_is_a_warning(tmp_path):
+    write_rosbag2(tmp_path / "bag", in_order([shifted(sample, "depth") for sample in make_samples()]))
+    with pytest.warns(RecordingWarning, match="no frame has its depth"):
+        result, _ = made(tmp_path / "bag", tmp_path / "out")
+    assert result.frames == COUNT
 
 
 def test_a_mask_that_changes_its_labels_changes_no_track(tmp_path):

@@ -120,3 +120,62 @@ def test_what_is_missing_is_told(
     assert run(*given, "--out", tmp_path / "out") == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_events_of_another_time_are_told_and_not_said_to_be_used(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, given = tmp_path / "out", ("--events", BUNDLED, "--time", 99)
+    assert run(folder, *given, "--out", out) == 0
+    said = capsys.readouterr().err
+    assert "warning" in said and "0 events in the window" in said and "the frame is used without them" in said
+    inputs = json.loads((out / "pose.json").read_text())["inputs"]
+    assert (inputs["image"], inputs["events"], inputs["event_count"]) == (str(folder / "image.png"), None, 0)
+    assert run(folder, *given, "--mode", "fused", "--out", tmp_path / "none") == 2
+    said = capsys.readouterr().err
+    assert "0 events in the window" in said and "give another --time or --mode rgb" in said
+    assert "without them" not in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_inputs_that_were_used_are_written(folder: Path, frame: ReplayedFrame, tmp_path: Path) -> None:
+    assert run(folder, "--events", BUNDLED, "--time", frame.stamp_ns / 1e9, "--out", tmp_path) == 0
+    inputs = json.loads((tmp_path / "pose.json").read_text())["inputs"]
+    assert inputs["events"] == str(BUNDLED)
+    assert inputs["event_count"] == pytest.approx(frame.event_count, abs=2)
+    assert inputs["depth"] == str(folder / "depth.png")
+
+
+def test_a_bad_folder_does_not_end_the_others(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = tmp_path / "many"
+    for name in ("a", "b", "c", "d"):
+        (many / name).mkdir(parents=True)
+        for file in ("image.png", "mask.png"):
+            (many / name / file).write_bytes((folder / file).read_bytes())
+    (many / "camera.yaml").write_bytes((folder / "camera.yaml").read_bytes())
+    (many / "a" / "mask.png").write_bytes(b"")
+    (many / "b" / "image.jpg").write_bytes(b"")
+    (many / "c" / "mask.png").unlink()
+    assert run(many, "--out", tmp_path / "out") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert "mask.png: can't be read as a picture" in lines[0]
+    assert "image.jpg and image.png: leave one" in lines[1]
+    assert "no mask of c" in lines[2]
+    assert "3 of 4 inputs" in lines[3]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["d"]
+
+
+def test_points_of_an_earlier_run_go_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    mask = cv2.imread(str(folder / "mask.png"), cv2.IMREAD_UNCHANGED)
+    assert run(folder, "--mode", "rgb", "--out", tmp_path / "out") == 0
+    (tmp_path / "out" / "object_77.ply").write_text("somebody's own")
+    cv2.imwrite(str(folder / "mask.png"), np.where(mask > 0, 9, 0).astype(np.uint8))
+    assert run(folder, "--mode", "rgb", "--out", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.ply")) == ["object_77.ply", "object_9.ply"]
+
+
+def test_a_depth_without_a_byte_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "depth.npy").write_bytes(b"")
+    assert run(folder, "--depth", tmp_path / "depth.npy", "--out", tmp_path / "out") == 2
+    assert "depth.npy can't be read as depth" in capsys.readouterr().err

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from event_sam3d_ros.reconstructor import Reconstructor
+    from event_sam3d_ros.single import SingleInput
 
 MODES = ("rgb", "events", "fused")
 
@@ -12,7 +18,8 @@ Reconstructs every object of a mask from a frame, its events, or both. For each 
 with colours, metres, the camera's optical frame), pose.json and preview.png.
 
 FOLDER holds the files of one input by name: image.*, mask.*, events.* (a recording, or a Tencode picture), depth.*,
-camera.yaml; or folders of that kind, for which a camera.yaml beside them counts too. Options win over files.
+camera.yaml; or folders of that kind, for which a camera.yaml beside them counts too. Options win over files. One that
+can't be used is told, and the others are done; the exit code is 2 then.
 """
 
 
@@ -41,20 +48,41 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.set_defaults(command=_reconstruct)
 
 
-def _reconstruct(options: argparse.Namespace) -> None:
+def _reconstruct(options: argparse.Namespace) -> int:
+    from event_sam3d_ros.errors import EventSam3dError
     from event_sam3d_ros.reconstructor import Reconstructor
-    from event_sam3d_ros.single import SingleInput, find_inputs, read_observation, write_results
+    from event_sam3d_ros.single import SingleInput, find_folders, input_of
 
     given = {name: getattr(options, name) for name in ("image", "mask", "events", "depth", "camera") if
              getattr(options, name) is not None}  # fmt: skip
-    inputs = find_inputs(options.folder, given) if options.folder else [SingleInput("", **given)]
+    folders = find_folders(options.folder) if options.folder else []
     reconstructor = Reconstructor.from_pretrained(options.weights, options.device)
-    for one in inputs:
-        observation = read_observation(one, options.K, options.time, options.mode, reconstructor.info)
-        found = reconstructor(observation)
-        out = options.out / one.name
-        write_results(out, observation, found, reconstructor.info)
-        for item in found:
-            size = " x ".join(f"{value:.3f}" for value in item.size)
-            unit = "m" if item.metric else "(no depth: scale unknown)"
-            print(f"{out}: object {item.id}, {len(item.points)} points, size {size} {unit}, score {item.score:.2f}")
+    if not options.folder:
+        _one(SingleInput("", **given), options, reconstructor)
+        return 0
+    if folders == [options.folder]:
+        _one(input_of(options.folder, options.folder, given), options, reconstructor)
+        return 0
+    failed = 0
+    for folder in folders:
+        try:
+            _one(input_of(folder, options.folder, given), options, reconstructor)
+        except EventSam3dError as error:  # the others are done all the same
+            failed += 1
+            print(f"event-sam3d reconstruct: {folder}: {error}", file=sys.stderr)
+    if failed:
+        print(f"event-sam3d reconstruct: {failed} of {len(folders)} inputs could not be used", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _one(files: SingleInput, options: argparse.Namespace, reconstructor: Reconstructor) -> None:
+    from event_sam3d_ros.single import read_observation, write_results
+
+    frame = read_observation(files, options.K, options.time, options.mode, reconstructor.info)
+    found = reconstructor(frame.observation)
+    out = options.out / files.name
+    write_results(out, files, frame, found, reconstructor.info)
+    for item in found:
+        size = " x ".join(f"{value:.3f}" for value in item.size)
+        unit = "m" if item.metric else "(no depth: scale unknown)"
+        print(f"{out}: object {item.id}, {len(item.points)} points, size {size} {unit}, score {item.score:.2f}")

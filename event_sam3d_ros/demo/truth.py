@@ -78,12 +78,21 @@ def read_truth(bag: Path) -> dict[int, TrueObject] | None:
 
 
 def read_truth_file(path: Path) -> dict[int, TrueObject]:
-    """Truth by object id; meshes lie beside the file. RecordingError for a file of another kind."""
+    """Truth by object id; meshes lie beside the file. RecordingError, with object and field, for another file."""
     try:
         content = yaml.safe_load(path.read_text())
-        return {int(item["id"]): _true_object(path.parent, item) for item in content["objects"]}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise RecordingError(f"{path} is not a ground truth file ({error!r})", reason="bad_truth") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _bad(path, " ".join(str(error).split())) from error
+    items = content.get("objects") if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        raise _bad(path, "it has no list 'objects'")
+    objects: dict[int, TrueObject] = {}
+    for number, item in enumerate(items, 1):
+        true = _true_object(path, f"object {number}", item)
+        if true.id in objects:
+            raise _bad(path, f"the id {true.id} is given twice")
+        objects[true.id] = true
+    return objects
 
 
 def score_run(
@@ -129,11 +138,47 @@ def solid_of(item: ObjectResult) -> Solid:
     return Solid(np.ascontiguousarray(grid), rotation, np.asarray(item.position, float), np.asarray(item.size, float))
 
 
-def _true_object(folder: Path, item: Mapping[str, Any]) -> TrueObject:
-    poses = {
-        int(pose["stamp_ns"]): Pose(
-            np.array(pose["position"], dtype=float), Rotation.from_quat(pose["quaternion"]).as_matrix()
-        )
-        for pose in item["poses"]
-    }
-    return TrueObject(int(item["id"]), folder / str(item["mesh"]), np.array(item["size"], dtype=float), poses)
+def _true_object(path: Path, place: str, item: Any) -> TrueObject:
+    id_ = _field(path, place, item, "id")
+    if isinstance(id_, bool) or not isinstance(id_, int) or id_ < 1:
+        raise _bad(path, f"{place}: id is {id_!r}, not the label of a mask (1, 2, ...)")
+    place = f"object {id_}"
+    mesh = _field(path, place, item, "mesh")
+    if not isinstance(mesh, str):
+        raise _bad(path, f"{place}: mesh is {mesh!r}, not the name of a file")
+    size = _numbers(path, place, item, "size", 3)
+    given = _field(path, place, item, "poses")
+    if not isinstance(given, list):
+        raise _bad(path, f"{place}: poses is no list")
+    poses = {}
+    for number, pose in enumerate(given, 1):
+        where = f"{place}, pose {number}"
+        stamp = _field(path, where, pose, "stamp_ns")
+        if isinstance(stamp, bool) or not isinstance(stamp, int):
+            raise _bad(path, f"{where}: stamp_ns is {stamp!r}, not a whole number of nanoseconds")
+        position, quaternion = (_numbers(path, where, pose, *one) for one in (("position", 3), ("quaternion", 4)))
+        if np.linalg.norm(quaternion) < 1e-6:
+            raise _bad(path, f"{where}: the quaternion (x, y, z, w) is zero")
+        poses[stamp] = Pose(position, Rotation.from_quat(quaternion).as_matrix())
+    return TrueObject(id_, path.parent / mesh, size, poses)
+
+
+def _field(path: Path, place: str, item: Any, name: str) -> Any:
+    if not isinstance(item, dict) or name not in item:
+        raise _bad(path, f"{place} has no {name}")
+    return item[name]
+
+
+def _numbers(path: Path, place: str, item: Any, name: str, count: int) -> NDArray[np.float64]:
+    values = _field(path, place, item, name)
+    try:
+        array = np.array(values, dtype=float)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != (count,) or not np.isfinite(array).all():
+        raise _bad(path, f"{place}: {name} is {values!r}, not {count} finite numbers")
+    return array
+
+
+def _bad(path: Path, problem: str) -> RecordingError:
+    return RecordingError(f"{path} is not a ground truth file: {problem}", reason="bad_truth")
