@@ -132,7 +132,9 @@ def main() -> None:
     stage = config.distill
     network = load_stage_input(options.weights, model)
     teacher, student = encoders(network)
-    if not options.goes_on:
+    if options.goes_on:
+        network.origin = f"{network.origin}, with their event encoder"
+    else:
         student.load_state_dict(teacher.state_dict())
 
     def draw(batch: dict[str, Tensor]) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from event_sam3d_ros import __version__
-from event_sam3d_ros.errors import CheckpointError, ConfigurationError
+from event_sam3d_ros.errors import CheckpointError, ConfigurationError, EventSam3dError
 from event_sam3d_ros.sam3d.checkpoint import PRECISIONS, load_checkpoint, save_checkpoint
 from event_sam3d_ros.sam3d.config import ModelConfig, to_dict
 from event_sam3d_ros.sam3d.network import FlowNetwork, Network
 from training.distributed import Team, join, mean
 from training.monitor import Monitor
 from training.muon import Muon
-from training.settings import StageConfig
+from training.settings import StageConfig, first_difference
 
 MIN_HIDDEN = 32  # channels in and out; first layers have fewer, and so have all last ones but LAST_LAYER
 LAST_LAYER = "columns"
 LOG_EVERY = 20  # steps
 LICENCE = "Apache-2.0"  # of weights that nothing but procedural objects went into
+HARMLESS = ("save_every", "picture_every")  # settings that may change when a run is resumed: its weights stay the same
 _LAYERS = (nn.Conv2d, nn.Linear)
 
 LossFunction = Callable[[dict[str, Tensor], np.random.Generator], tuple[Tensor, dict[str, Tensor]]]
@@ -44,11 +47,11 @@ def load_stage_input(path: Path, config: ModelConfig) -> Network | FlowNetwork:
     """The network that an earlier stage wrote, or one that shipped, in float32; it must have the configuration that is
     trained now. fp16 weights are enough to go on from: a stage starts with a fresh optimizer anyway."""
     network, info = load_checkpoint(path)
-    if network.config != config:
-        raise CheckpointError(
-            f"{path} was made for another configuration than the one given", reason="wrong_checkpoint"
-        )
+    difference = first_difference(to_dict(network.config), to_dict(config))
+    if difference:
+        raise CheckpointError(f"{path} was made for another configuration: {difference}", reason="wrong_checkpoint")
     network.licence = info.get("licence", LICENCE)  # what is made from weights keeps theirs
+    network.origin = info["sha256"]
     return network.float()
 
 
@@ -68,9 +71,11 @@ def train(
 ) -> None:
     """Trains the modules ``trained`` of ``network`` and writes the averaged (EMA) weights to ``out``.
 
-    A state file beside ``out`` is taken up. All random choices depend on the stage's seed and the step, so a resumed
-    run goes on as if it had not stopped. ``held_out`` gives the validation batches by number. Started several times by
-    torchrun or SLURM, the processes share each batch; ``out``'s folder must then be one that all of them see.
+    A state file beside ``out`` is taken up, or refused if it is of a run with other settings or weights. All random
+    choices depend on the stage's seed and the step, so a resumed run goes on as if it had not stopped. ``held_out``
+    gives the validation batches by number. Started several times by torchrun or SLURM, the processes share each batch;
+    ``out``'s folder must then be one that all of them see. A loss that is not finite ends the run with an
+    EventSam3dError; what was saved before stays.
     """
     with join(device) as team:
         run = _Run(name, network, trained, loss_function, batches, stage, out, team, held_out)
@@ -166,6 +171,8 @@ class _Run:
         self.network.zero_grad(set_to_none=True)
         with self._autocast():
             loss, parts = self.module(batch, np.random.default_rng([self.stage.seed, 1, self.step]))
+        logged = self._mean_parts({"loss": loss, **parts})
+        self._require_finite(logged)
         self.scaler.scale(loss).backward()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
@@ -176,9 +183,20 @@ class _Run:
         self.scaler.update()
         decay = min(self.stage.ema, (self.step + 1) / (self.step + 10))
         torch._foreach_lerp_(self.averaged, [p.detach() for p in self.parameters], 1 - decay)
-        for key, value in self._mean_parts({"loss": loss, **parts}).items():
+        for key, value in logged.items():
             self.means[key] = self.means[key].lerp(value, 0.02) if key in self.means else value
         self.step += 1
+
+    def _require_finite(self, logged: dict[str, Tensor]) -> None:
+        """Ends the run in all processes at once, before the weights are lost."""
+        if logged["loss"].isfinite():
+            return
+        wrong = ", ".join(name for name, value in logged.items() if not value.isfinite())
+        raise EventSam3dError(
+            f"{self.name}: not finite at step {self.step}: {wrong}; try smaller learning rates, or precision fp32, "
+            "and another --out",
+            reason="loss_not_finite",
+        )
 
     def scalars(self) -> dict[str, float]:
         """Running means of the loss and its parts, and the learning rate's share of its peak."""
@@ -220,10 +238,11 @@ class _Run:
                 f"{self.state_file} is not a readable state ({error}); delete it to start the stage again",
                 reason="corrupt_checkpoint",
             ) from error
-        if (state.get("name"), state.get("model")) != (self.name, to_dict(self.network.config)):
+        difference = first_difference(state.get("identity", {}), self.identity())
+        if difference:
             raise CheckpointError(
-                f"{self.state_file} is the state of another stage or model ({state.get('name')}); give another --out, "
-                "or delete it to start again",
+                f"{self.state_file} is the state of another run: {difference}; delete it to start again, or give "
+                "another --out",
                 reason="other_state",
             )
         self.network.load_state_dict(state["network"])
@@ -233,6 +252,29 @@ class _Run:
         self.scaler.load_state_dict(state["scaler"])
         self.averaged, self.means = state["averaged"], state["means"]
         self.step, self.best, self.waited = state["step"], state["best"], state["waited"]
+        if not self.out.exists():
+            self._restore_model()
+
+    def identity(self) -> dict[str, Any]:
+        """What a state must agree in for this run to go on from it: numbers, texts, lists and dicts."""
+        settings = {name: value for name, value in asdict(self.stage).items() if name not in HARMLESS}
+        return {
+            "stage": self.name,
+            "sha256 of the weights": str(getattr(self.network, "origin", "")),
+            "model": to_dict(self.network.config),
+            **json.loads(json.dumps(settings, default=str)),
+        }
+
+    def _restore_model(self) -> None:
+        """Writes the model file that was lost beside its state."""
+        if not self.stage.validate_every:
+            if self.team.writes:
+                self._write_model()
+        elif self.best < math.inf:
+            raise CheckpointError(
+                f"{self.out} is missing, and with it the best weights; delete {self.state_file} to start again",
+                reason="no_checkpoint",
+            )
 
     def save(self) -> None:
         """Writes the model, unless validation chooses when, then the state to resume from: each whole or not at all,
@@ -240,8 +282,7 @@ class _Run:
         if not self.stage.validate_every:
             self._write_model()
         state = {
-            "name": self.name,
-            "model": to_dict(self.network.config),
+            "identity": self.identity(),
             "network": self.network.state_dict(),
             "optimizers": [
                 {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}

@@ -5,6 +5,11 @@
 Everything but the fusion is frozen. With ``--unfreeze`` it is the short finishing phase instead: everything is trained
 against the truth, in all four input modes, so that missing events and missing RGB both keep working. Either continues
 from a shipped model file as well.
+
+The solid is compared by event_sam3d's focal cross-entropy and, beside it, by the plain one with dice, as against the
+truth (`training.losses.teacher_loss`). The focal term nearly ignores cells that are almost right: alone it would leave
+them where they are, on either side of the surface. The others pull there, too, and dice weighs a small solid like a
+large one. The shipped weights were trained with both; what each gives was not measured.
 """
 
 from __future__ import annotations
@@ -20,10 +25,8 @@ from training.engine import load_stage_input, train
 from training.losses import geometry_loss, grid_iou, teacher_loss
 from training.pictures import sheet
 from training.pretrain import blacken
-from training.settings import FuseConfig, arguments, command, prepare
+from training.settings import FINISHING_MODES, FuseConfig, arguments, command, prepare
 from training.sources import open_batches
-
-FINISHING_MODES = {"fused": 0.5, "sharp": 0.25, "blurry": 0.1, "events": 0.15}
 
 
 def fusion_loss(

@@ -50,7 +50,10 @@ def write_state(path: str | Path, state: dict[str, Tensor], config: ModelConfig,
     unfinished = path.with_name(path.name + ".part")
     metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), **info}
     try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode  # as the umask has it; the library's files are readable by their owner alone
         save_file(_apart(state), str(unfinished), metadata=metadata)
+        unfinished.chmod(mode)
         unfinished.replace(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} can't be written: {error}", reason="checkpoint_not_written") from error

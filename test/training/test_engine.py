@@ -3,6 +3,7 @@ pictures and logs are written; and the options of the stages.
 """
 
 import json
+import os
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from event_sam3d_ros.errors import CheckpointError, ConfigurationError
-from event_sam3d_ros.sam3d.checkpoint import load_checkpoint, save_checkpoint
+from event_sam3d_ros.errors import CheckpointError, ConfigurationError, EventSam3dError
+from event_sam3d_ros.sam3d.checkpoint import load_checkpoint, read_safetensors, save_checkpoint
 from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.network import Network, build
 from training import distill, fuse, pretrain
+from training.augmentations import AugmentationConfig
 from training.datasets import MOTIONS, Batches, DataConfig, render
 from training.distributed import Place, find_place
 from training.engine import load_stage_input, train
@@ -182,6 +184,7 @@ def test_validation_keeps_the_best_weights_and_stops(folder, tmp_path):
 
     def keep(path, network, *rest):
         written.append(float(network.weight.detach()))
+        path.touch()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.engine.save_checkpoint", keep)
@@ -198,11 +201,118 @@ def test_a_state_of_another_stage_is_refused(folder, network, tmp_path):
     loss, trained = losses(network)["distill"]
     arguments = (network, trained, loss, Batches(folder, MODEL, 4, 0, 8), StageConfig(steps=1, batch_size=4))
     train("distill", *arguments, tmp_path / "out.safetensors", "cpu")
-    with pytest.raises(CheckpointError, match="another stage"):
+    with pytest.raises(CheckpointError, match="stage is distill there, but fuse here; delete it"):
         train("fuse", *arguments, tmp_path / "out.safetensors", "cpu")
     (tmp_path / "out.state").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="delete it"):
         train("distill", *arguments, tmp_path / "out.safetensors", "cpu")
+
+
+class Line(nn.Module):
+    """One weight; the loss that goes with it falls with the weight, on a slope that a batch may make steep."""
+
+    config = MODEL
+
+    def __init__(self, origin=""):
+        super().__init__()
+        self.weight, self.origin, self.seen = nn.Parameter(torch.tensor([4.0])), origin, []
+
+    def loss(self, batch, rng):
+        self.seen.append(float(self.weight.detach()))
+        return (self.weight * batch["slope"].mean()).sum(), {"weight": self.weight.sum()}
+
+
+def train_line(out, line=None, slopes=(1.0,) * 8, **settings):
+    """A line trained with plain steps, one batch of one sample for each slope."""
+    line = line or Line()
+    defaults = {"steps": len(slopes), "batch_size": 1, "learning_rate": 0.1, "warmup": 2, "weight_decay": 0.0}
+    stage = StageConfig(**{**defaults, "save_every": 4, **settings})
+    source = lambda step: {"slope": torch.tensor([slopes[step]])}  # noqa: E731
+    train("line", line, [line], line.loss, source, stage, out, "cpu", held_out=lambda number: source(0))
+    return line
+
+
+def stored_weight(out):
+    return float(read_safetensors(out)["weight"])
+
+
+def test_the_file_holds_the_average_of_the_weights(tmp_path):
+    line = train_line(tmp_path / "line.safetensors", ema=0.5)
+    weights = [*line.seen, float(line.weight.detach())]
+    average = weights[0]
+    for step, weight in enumerate(weights[1:]):
+        average += (1 - min(0.5, (step + 1) / (step + 10))) * (weight - average)
+    assert stored_weight(tmp_path / "line.safetensors") == pytest.approx(average, rel=1e-6)
+    assert abs(average - weights[-1]) > 0.01
+
+
+def test_steps_warm_up_and_follow_a_cosine(tmp_path):
+    """On a constant slope AdamW's steps are the learning rate."""
+    line = train_line(tmp_path / "line.safetensors")
+    steps = -np.diff([*line.seen, float(line.weight.detach())]) / 0.1
+    cosine = 0.02 + 0.49 * (1 + np.cos(np.pi * np.arange(6) / 6))
+    np.testing.assert_allclose(steps, [0.5, 1.0, *cosine], atol=1e-4)
+
+
+def test_a_steep_batch_is_clipped(tmp_path):
+    steep = train_line(tmp_path / "steep.safetensors", slopes=(1.0, 1.0, 1e3, *[1.0] * 5))
+    plain = train_line(tmp_path / "plain.safetensors")
+    np.testing.assert_allclose(steep.seen, plain.seen, atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    line = Line()
+    with pytest.raises(EventSam3dError, match="line: not finite at step 5: loss;"):
+        train_line(tmp_path / "line.safetensors", line, slopes=(*[1.0] * 5, float("nan"), 1.0, 1.0))
+    assert line.weight.isfinite() and stored_weight(tmp_path / "line.safetensors") < 4  # of step 4
+
+
+@pytest.mark.parametrize(
+    ("origin", "settings", "message"),
+    [
+        ("b", {}, "sha256 of the weights is a there, but b here"),
+        ("a", {"steps": 9}, "steps is 8 there, but 9 here"),
+        ("a", {"learning_rate": 0.2}, "learning_rate is 0.1 there, but 0.2 here"),
+        ("a", {"seed": 1}, "seed is 0 there, but 1 here"),
+        ("a", {"augmentation": AugmentationConfig(flip=0.25)}, "augmentation.flip is 0.5 there, but 0.25 here"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(tmp_path, origin, settings, message):
+    out = tmp_path / "line.safetensors"
+    train_line(out, Line("a"))
+    before = out.read_bytes()
+    with pytest.raises(CheckpointError, match=message):
+        train_line(out, Line(origin), **settings)
+    assert out.read_bytes() == before
+    train_line(out, Line("a"), save_every=1, picture_every=2)  # these change no weights
+
+
+def test_a_model_file_that_was_lost_is_written_again(tmp_path):
+    out = tmp_path / "line.safetensors"
+    train_line(out)
+    before = stored_weight(out)
+    out.unlink()
+    train_line(out)
+    assert stored_weight(out) == before
+    best = tmp_path / "best.safetensors"
+    validated = {"validation": 1, "validate_every": 2}
+    train_line(best, **validated)
+    best.unlink()
+    with pytest.raises(CheckpointError, match="best weights; delete .*best.state"):
+        train_line(best, **validated)
+
+
+def test_files_are_readable_as_the_umask_has_it(tmp_path):
+    before = os.umask(0o027)
+    try:
+        train_line(tmp_path / "line.safetensors")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "line.safetensors": 0o640,
+        "line.state": 0o640,
+        "line.jsonl": 0o640,
+    }
 
 
 def test_held_out_cases_are_never_drawn(folder):
@@ -326,9 +436,22 @@ def test_tensorboard_is_asked_for_only_when_wanted(tmp_path, monkeypatch):
         ("fuse: {patience: 2}", "validate_every"),
         ("fuse: {validate_every: 2}", "validation"),
         ("fuse: {batch_size: 0}", "at least 1"),
+        ("fuse: {seed: -1}", "seed must be at least 0, not -1"),
+        ("fuse: {ema: 1.9}", "ema must be from 0 to 1"),
+        ("fuse: {warmup: -5}", "warmup must be at least 0"),
+        ("fuse: {learning_rate: -1.0e-3}", "learning_rate must be at least 0"),
+        ("fuse: {matrix_learning_rate: .nan}", "matrix_learning_rate must be"),
+        ("fuse: {clip: 0.0}", "clip must be positive"),
+        ("fuse: {curriculum: -1}", "curriculum"),
+        ("fuse: {validation: -1}", "validation"),
+        ("fuse: {picture_every: -1}", "picture_every"),
+        ("fuse: {drop_events: 1.5}", "drop_events must be from 0 to 1"),
+        ("fuse: {drop_image: -0.5}", "drop_image"),
+        ("pretrain: {blurry: 2.0}", "blurry"),
         ("data: {strean: true}", "strean"),
         ("- 1", "mapping"),
-        ("a: b: c", "cannot read"),
+        ("a: b: c", "t.yaml: line 1, column 5: mapping values are not allowed here$"),
+        ("a: \x07", "cannot read .*t.yaml: unacceptable character[^\n]*$"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, settings, message):

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.sam3d.checkpoint import load_checkpoint, save_checkpoint
 from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.network import Network
@@ -170,11 +171,37 @@ def test_two_processes_compute_what_one_does(data, start, config, tmp_path):
     [
         (["--weights", "none.safetensors"], "no model file at none.safetensors"),
         ([], "give --data"),
+        (["--device", "gpu"], "--device gpu is not known"),
+        (["--device", "cuda:99"], "--device cuda:99 can't be used: this torch"),
+        (["--out", "/dev/null/out.safetensors"], "its folder can't be made"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments, "--out", str(tmp_path / "out.safetensors")])
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--out", str(tmp_path / "out.safetensors"), *arguments])
     with pytest.raises(SystemExit) as stopped:
         command(pretrain.main)
     assert stopped.value.code == 2
     assert re.fullmatch(f"pretrain: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_of_several_processes_the_first_speaks(monkeypatch, capsys):
+    """The others only if nobody ends them meanwhile."""
+
+    class Ended(Exception):
+        pass
+
+    def end(seconds):
+        raise Ended
+
+    def main():
+        raise ConfigurationError("too much")
+
+    monkeypatch.setattr("time.sleep", end)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(Ended):
+        command(main)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        command(main)
+    assert capsys.readouterr().err.endswith("too much\n")

@@ -149,7 +149,7 @@ def test_each_stage_changes_its_part_alone(folder, network, tmp_path, loss, part
 def test_stage_input_of_another_configuration_is_refused(folder, network, tmp_path):
     run(network, folder, tmp_path / "out.safetensors")
     other = dataclasses.replace(CONFIG, name="other")
-    with pytest.raises(CheckpointError, match="another configuration"):
+    with pytest.raises(CheckpointError, match="another configuration: name is nano there, but other here"):
         load_stage_input(tmp_path / "out.safetensors", other)
 
 
@@ -166,11 +166,57 @@ def test_perfect_logits_have_almost_no_loss():
     logits = (target * 2 - 1) * 20
     assert occupancy_loss(logits, target) < 1e-3
     assert focal_loss(logits, target) < 1e-6
+    undecided = focal_loss(torch.zeros(1, 8, 8, 8), torch.ones(1, 8, 8, 8))
+    assert undecided == pytest.approx(0.5**2 * np.log(2))  # half wrong: a quarter of the cross-entropy counts
     front, thickness = depth_losses(logits, target)
     assert front < 1e-3 and thickness < 1e-3
     assert grid_iou(logits, target) == 1
     shifted = torch.roll(logits, 2, dims=1)
     assert depth_losses(shifted, target)[0] == pytest.approx(2 / 8, abs=1e-3)
+
+
+def test_nothing_solid_has_finite_losses():
+    assert all(loss == 0 for loss in depth_losses(torch.randn(2, 8, 8, 8), torch.zeros(2, 8, 8, 8)))
+
+
+class Watch:
+    """Notes which images a network was shown, by input."""
+
+    def __init__(self):
+        self.images, self.events = [], []
+
+    def __call__(self, image, event_image, mask):
+        self.images.append(image)
+        self.events.append(event_image)
+        count = len(mask)
+        return Geometry(torch.zeros(count, 32, 32, 32), torch.ones(count, 3), torch.zeros(count))
+
+
+def test_dropped_inputs_are_black(folder):
+    """As many as the settings say, the others as they were."""
+    batch = Batches(folder, CONFIG, 6, 0, 6)(0)
+    watch = Watch()
+    fuse.fusion_loss(watch, batch, np.random.default_rng(0), FuseConfig(drop_image=1.0, drop_events=0.5))
+    assert not watch.images[1].any() and torch.equal(watch.images[0], batch["degraded_sharp"])  # the teacher's
+    black = ~watch.events[1].flatten(1).any(1)
+    assert 0 < black.sum() < 6 and torch.equal(watch.events[1][~black], batch["degraded_events"][~black])
+    pretrain.loss(watch, batch, np.random.default_rng(0), PretrainConfig(drop_image=1.0))
+    assert not watch.images[2].any()
+    share = pretrain.blacken(torch.ones(4000, 1, 1, 1), 0.3, np.random.default_rng(0)).mean()
+    assert share == pytest.approx(0.7, abs=0.03)
+
+
+def test_the_finishing_phase_trains_all_input_modes(folder):
+    batch = Batches(folder, CONFIG, 6, 0, 6)(0)
+    watch, counts = Watch(), dict.fromkeys(("fused", "sharp", "blurry", "events"), 0)
+    for seed in range(200):
+        _, parts = fuse.finishing_loss(watch, batch, np.random.default_rng(seed))
+        mode = next(iter(parts)).removesuffix("_iou")
+        counts[mode] += 1
+        image, events = watch.images[-1], watch.events[-1]
+        assert (image is None) == (mode == "events") and (events is None) == (mode in ("sharp", "blurry"))
+        assert mode != "sharp" or torch.equal(image, batch["true_sharp"])
+    assert 80 < counts["fused"] < 120 and min(counts.values()) > 8
 
 
 def test_an_outline_that_ends_too_early_costs():

@@ -30,14 +30,13 @@ from training.flow import structure
 from training.flow.batches import pose_latents, views
 from training.flow.matching import flow_matching_loss, own_noise, shortcut_loss, velocity_errors
 from training.flow.structure import StructureVae
-from training.settings import FuseConfig, StageConfig, TrainingConfig
+from training.settings import FINISHING_MODES, FuseConfig, StageConfig, TrainingConfig
 from training.sources import open_batches
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 Batch = dict[str, Tensor]
 Objective = Callable[[GeometryFlow, Tensor, Latents, torch.Generator], Loss]
 
-FINISHING_MODES = {"fused": 0.5, "sharp": 0.25, "blurry": 0.1, "events": 0.15}
 EVENTS = ("event_image", "rgb_event_image")
 
 
