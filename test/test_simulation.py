@@ -124,7 +124,7 @@ def test_what_can_not_be_made_is_said_and_leaves_nothing(tmp_path, capsys, argum
     assert not any(tmp_path.rglob("*.*"))
 
 
-@pytest.mark.parametrize("arguments", [("--duration", "0"), ("--width", "8"), ("--speed", "fast")])
+@pytest.mark.parametrize("arguments", [("--duration", "0"), ("--width", "8"), ("--speed", "fast"), ("--speed", "1.01")])
 def test_a_wrong_command_line_is_refused(tmp_path, arguments):
     with pytest.raises(SystemExit) as ended:
         cli.main(["simulate", str(tmp_path / "bag"), *arguments])

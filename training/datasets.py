@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -195,7 +196,8 @@ def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) ->
     chunks = {start: min(CHUNK, data.cases - start) for start in range(0, data.cases, CHUNK)}
     left = {start: count for start, count in chunks.items() if start not in set(progress["done"])}
     ready = data.cases - sum(left.values())
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=data.cases, initial=ready, unit="case") as bar:
+    context = get_context("spawn" if data.world.render_device else None)  # CUDA can't go on in a forked process
+    with ProcessPoolExecutor(workers, context) as pool, tqdm(total=data.cases, initial=ready, unit="case") as bar:
         jobs = ((start, count, data, config) for start, count in left.items())
         for start, samples in pool.map(_render_chunk, jobs):
             for i, one in enumerate(samples):

@@ -32,8 +32,8 @@ def made_for(config: ModelConfig) -> dict[str, Any]:
 
 
 def world_settings(world: WorldOptions) -> dict[str, Any]:
-    """A world's settings as they are stored."""
-    return to_dict(world)
+    """What of a world its samples depend on: all settings but where they are rendered."""
+    return {name: value for name, value in to_dict(world).items() if name != "render_device"}
 
 
 # What folders have that were rendered before these were stored.

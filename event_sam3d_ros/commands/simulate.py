@@ -8,6 +8,8 @@ from pathlib import Path
 
 # Longer sides take minutes a frame and are more pixels than an event camera of today has.
 _LONGEST_SIDE = 2048
+# One side of the crop in an exposure, as in simulator_node. Time and memory of a frame grow with the speed.
+_FASTEST = 1.0
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,9 +30,9 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     simulate.add_argument(
         "--speed",
-        type=_number(1e-3),
+        type=_number(1e-3, _FASTEST),
         default=0.2,
-        help="largest motion during the 30 ms exposure, in sides of the object's crop (%(default)s)",
+        help=f"largest motion in the 30 ms exposure, in sides of the object's crop, up to {_FASTEST:g} (%(default)s)",
     )
     simulate.add_argument("--width", type=_whole(32, _LONGEST_SIDE), default=346, help="pixels (%(default)s)")
     simulate.add_argument("--height", type=_whole(32, _LONGEST_SIDE), default=260, help="pixels (%(default)s)")
@@ -54,14 +56,14 @@ def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     return parse
 
 
-def _number(least: float) -> Callable[[str], float]:
+def _number(least: float, most: float = 1e6) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = -1.0
-        if not least <= value <= 1e6:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to 1000000")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:.10g}")
         return value
 
     return parse
@@ -91,5 +93,6 @@ def _simulate(options: argparse.Namespace) -> None:
         ),
     )
     total = round(options.duration * world.FRAME_RATE_HZ)
-    count = write_simulation(options.output, tqdm(frames, total=total, unit="frame", desc="simulating"))
+    with tqdm(frames, total=total, unit="frame", desc="simulating", delay=0.1) as shown:  # no bar before an error
+        count = write_simulation(options.output, shown)
     print(f"{counted(count, 'message{s}')} and the truth written to {options.output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class WorldOptions:
     cases; mesh_up: "y" or "z", the axis of the files that points up, "" by their format.
     cutoff_hz: bandwidth of the event camera's photoreceptors in full light, less in the dark; 0 = without bounds.
     hot_pixels: share of the event camera's pixels that fire without cause.
+    render_device: "" renders by the compiled renderer; a torch device ("cuda", "cpu") by the one in torch, there. The
+    same world, up to roundings.
     ConfigurationError (`bad_world`) for values out of range.
     """
 
@@ -37,6 +40,7 @@ class WorldOptions:
     mesh_up: str = ""
     cutoff_hz: float = 0.0
     hot_pixels: float = 0.0
+    render_device: str = ""
 
     def __post_init__(self) -> None:
         if self.motion not in (*MOTIONS, "mixed"):
@@ -49,6 +53,10 @@ class WorldOptions:
                 raise ConfigurationError(f"{name} {getattr(self, name):g} is no share: 0 to 1", reason="bad_world")
         if not 0 <= self.cutoff_hz < np.inf:
             raise ConfigurationError(f"cutoff_hz {self.cutoff_hz:g}: give 0 or more hertz", reason="bad_world")
+        if not re.fullmatch(r"(|cpu|cuda(:\d+)?)", self.render_device):
+            raise ConfigurationError(
+                f"render_device {self.render_device!r} is not known: take cuda, cpu, or nothing", reason="bad_world"
+            )
 
     def shape(self, seed: int) -> Shape:
         """The object of this seed: a mesh of the folder by turns, or a procedural one. InputError as `mesh_shape`."""

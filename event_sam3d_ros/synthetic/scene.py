@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ class Poses:
 
 @dataclass(frozen=True)
 class Scene:
-    """The object, its camera and its surroundings; `scale` in metres per grid unit, K (3, 3) of this window."""
+    """The object, its camera and its surroundings; `scale` in metres per grid unit, K (3, 3) of this window;
+    `render_device` as in `WorldOptions`."""
 
     shape: Shape
     scale: float
@@ -44,10 +46,16 @@ class Scene:
     background_depth: np.ndarray
     image_noise: float
     event_camera: EventCameraParameters
+    render_device: str = ""
 
     def images(self, poses: Poses, background: NDArray[np.float32] | None = None) -> Rendered:
         """Sharp images of these poses, before the scene's own background or another one (N or 1, H, W, 3)."""
-        return render(
+        draw = render
+        if self.render_device:
+            from event_sam3d_ros.synthetic.torch_renderer import render_on
+
+            draw = partial(render_on, self.render_device)
+        return draw(
             self.shape,
             poses.rotation,
             poses.position,

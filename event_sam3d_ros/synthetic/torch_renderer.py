@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.synthetic.appearance import Light
+from event_sam3d_ros.synthetic.renderer import Rendered
 from event_sam3d_ros.synthetic.shapes import Shape
 
 _STEPS = 96
+_AT_ONCE = 2**22  # pixels of the pictures that `render_on` renders at a time
 _CORNERS = torch.tensor([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
 
 
@@ -79,6 +81,44 @@ class ShapeBatch:
         mix = torch.sigmoid(self.contrast[which] * pattern).masked_fill(self.is_plain[which], 0.0)
         first, second = self.colours[which].unbind(1)
         return torch.lerp(first, second, mix[:, None])
+
+
+def render_on(
+    device: str,
+    shape: Shape,
+    rotation: np.ndarray,
+    translation: np.ndarray,
+    scale: float,
+    intrinsics: np.ndarray,
+    width: int,
+    height: int,
+    light: Light,
+    background: np.ndarray,
+) -> Rendered:
+    """`renderer.render` on a torch device, some pictures at a time. ConfigurationError (`no_device`) where torch can't
+    use the device."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"render_device is {device}, but torch finds no CUDA device: leave render_device out", reason="no_device"
+        )
+    shapes, parts = ShapeBatch([shape], device), []
+    pictures = np.broadcast_to(background, (len(rotation), height, width, 3))
+    count = max(1, _AT_ONCE // (width * height))
+    for first in range(0, len(rotation), count):
+        some = slice(first, first + count)
+        n = len(rotation[some])
+        batch = render_batch(
+            shapes,
+            torch.zeros(n, dtype=torch.long),
+            torch.as_tensor(rotation[some]),
+            torch.as_tensor(translation[some]),
+            torch.full((n,), scale, dtype=torch.float64),
+            torch.as_tensor(intrinsics).expand(n, 3, 3),
+            [light] * n,
+            torch.from_numpy(pictures[some].copy()),
+        )
+        parts.append([value.cpu().numpy() for value in (batch.rgb, batch.alpha, batch.depth)])
+    return Rendered(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 def render_batch(

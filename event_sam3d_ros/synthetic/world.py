@@ -184,9 +184,9 @@ class _Play:
         return np.rint(times).astype(np.int64)
 
 
-def _with_camera_of(options: WorldOptions, start: Placement) -> Placement:
-    scene = replace(start.scene, event_camera=options.event_camera(start.scene.event_camera))
-    return replace(start, scene=scene)
+def _with_options(options: WorldOptions, start: Placement) -> Placement:
+    camera = options.event_camera(start.scene.event_camera)
+    return replace(start, scene=replace(start.scene, event_camera=camera, render_device=options.render_device))
 
 
 def make_case(
@@ -221,7 +221,7 @@ def case_of(
     others = np.random.default_rng((shape.seed, motion_seed, 0x0CC1))  # choices that the default world does not make
     share = _tier_share(tier, rng)
     start = random_placement(shape, rng, width, height, reach=share, background_margin=2 * share)
-    start = _with_camera_of(options, start)
+    start = _with_options(options, start)
     motion = options.motion_of(others)
     if motion == "circle":
         path = circle_through_case(rng, start, share)
@@ -273,7 +273,7 @@ def sequence(
     # A reach without bounds puts the object into the middle of the view. A camera that moves sees more background.
     margin = 1.0 if motion == "camera" else 0.0
     start = random_placement(shape, rng, width, height, reach=np.inf, background_margin=margin)
-    start = _with_camera_of(options, start)
+    start = _with_options(options, start)
     path: Trajectory
     if motion == "circle":
         path = circle_in_view(rng, start, speed)

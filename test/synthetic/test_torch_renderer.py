@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.errors import ConfigurationError, InputError
+from event_sam3d_ros.synthetic import torch_renderer
+from event_sam3d_ros.synthetic.options import WorldOptions
 from event_sam3d_ros.synthetic.renderer import render
 from event_sam3d_ros.synthetic.scene import random_placement
 from event_sam3d_ros.synthetic.shapes import random_shape
-from event_sam3d_ros.synthetic.torch_renderer import ShapeBatch, render_batch
+from event_sam3d_ros.synthetic.torch_renderer import ShapeBatch, render_batch, render_on
+from event_sam3d_ros.synthetic.world import make_case
 
 WIDTH, HEIGHT = 96, 80
 SEEDS = range(600, 610)
@@ -67,6 +70,40 @@ def test_pictures_agree_with_the_compiled_renderer(placements):
         assert np.quantile(error, 0.99) < 0.002 * placement.position[2]
         assert np.quantile(np.abs(rgb - one.rgb[0]).max(axis=-1), 0.995) < 0.01
         assert np.all(np.isinf(depth[alpha == 0]))
+
+
+def test_a_case_rendered_by_torch_is_the_same_case():
+    """On the CPU, with an occluder and a moving background; on a GPU the same code runs."""
+    world = WorldOptions(motion="camera", occluded=1.0)
+    plain, other = (make_case(1_000_003, 1, "easy", 80, 80, 8.0, options) for options in (world, _on_torch(world)))
+    assert not np.array_equal(plain.depth, other.depth)  # another renderer it was
+    assert (plain.mask & other.mask).sum() / (plain.mask | other.mask).sum() > 0.995
+    for name in ("sharp", "blurry"):
+        error = np.abs(getattr(plain, name).astype(int) - getattr(other, name)).max(axis=-1)
+        assert np.quantile(error, 0.99) <= 3  # of 255
+    assert len(other.events) == pytest.approx(len(plain.events), rel=0.02)
+    np.testing.assert_array_equal(plain.position, other.position)
+
+
+def _on_torch(world):
+    return replace(world, render_device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(ConfigurationError, match="no CUDA device"):
+        make_case(1_000_003, 1, "easy", 64, 64, options=WorldOptions(render_device="cuda"))
+
+
+def test_many_pictures_are_rendered_in_parts(placements, monkeypatch):
+    scene = placements[0].scene
+    poses = (np.stack([p.rotation for p in placements[:3]]), np.stack([p.position for p in placements[:3]]))
+    rest = (scene.scale, scene.K, WIDTH, HEIGHT, scene.light, scene.background_pictures(np.zeros((1, 2))))
+    whole = render_on("cpu", scene.shape, *poses, *rest)
+    monkeypatch.setattr(torch_renderer, "_AT_ONCE", 2 * WIDTH * HEIGHT)
+    parts = render_on("cpu", scene.shape, *poses, *rest)
+    assert parts.rgb.shape == (3, HEIGHT, WIDTH, 3) and parts.alpha.dtype == np.float32
+    np.testing.assert_allclose(parts.rgb, whole.rgb, atol=1e-5)
 
 
 def test_one_shape_may_stand_in_several_pictures(placements):
