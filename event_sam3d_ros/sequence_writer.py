@@ -44,6 +44,7 @@ class SequenceWriter:
         self._arrays: dict[str, _GrowingArray] = {}
         self._ply = _GrowingPly(folder / PLY_NAME)
         self._tracks: dict[int, dict[str, Any]] = {}
+        self._ended: list[dict[str, Any]] = []
         self._points = 0
         self._size = (0, 0)
 
@@ -126,8 +127,8 @@ class SequenceWriter:
 
     def _follow(self, stamp_ns: int, tracked: TrackedFrame) -> None:
         """Births, deaths and lives of tracks."""
-        for ended in tracked.died:
-            self._tracks[ended]["ended"] = True
+        for ended in tracked.died:  # its id may come again where a recording starts again
+            self._ended.append(self._tracks.pop(ended) | {"ended": True})
         for item, label in zip(tracked.reconstructions, tracked.labels, strict=True):
             fresh = {"id": item.id, "labels": [], "first_ns": stamp_ns, "last_ns": 0, "frames": 0, "ended": False}
             track = self._tracks.setdefault(item.id, fresh)
@@ -139,7 +140,7 @@ class SequenceWriter:
     def tracks(self) -> list[dict[str, Any]]:
         """By id: ``id``, ``labels`` that it bore, ``first_ns``, ``last_ns``, ``frames`` in which it was seen, and
         ``ended``, False for those that could still have gone on at the end."""
-        return [self._tracks[track] for track in sorted(self._tracks)]
+        return sorted([*self._ended, *self._tracks.values()], key=lambda track: track["id"])
 
     def close(self) -> None:
         """Brings the files into their final form; without frames they are removed. OSError, which says what is left,

@@ -28,7 +28,7 @@ from event_sam3d_ros.recordings.samples import EventChunk, Frame
 from event_sam3d_ros.sequence import FIELDS, load_sequence
 from event_sam3d_ros.sequence_maker import make_sequence
 from event_sam3d_ros.sequence_writer import SequenceWriter, unproject
-from event_sam3d_ros.tracking import TrackedFrame
+from event_sam3d_ros.tracking import TrackedFrame, Tracker
 
 EGOMONO4D = {"xyzs": 4, "rgbs": 4, "depths": 3, "intrinsics": 3, "extrinsics": 3}  # fields and their axes
 
@@ -286,6 +286,22 @@ def test_frames_without_mask_or_object(tmp_path):
     result, folder = made(tmp_path / "bag", tmp_path / "out")
     assert result.left_out == {"missing_mask": 1} and result.reports["empty_mask"] == 1
     assert [len(frame.objects) for frame in load_sequence(folder)] == [1, 1, 0, 1, 1]
+
+
+def test_a_recording_that_starts_again_has_new_tracks(tmp_path):
+    later = 100_000 * MS
+    samples = in_order(make_samples(START + later)) + in_order(make_samples())
+    writer = SequenceWriter(tmp_path / "out", {})
+    tracker = Tracker()
+    with writer:
+        for sample in samples:
+            if isinstance(sample, Frame) and sample.role == "mask":
+                observation = Observation(None, sample.data, None, K, None, sample.stamp_ns)
+                found = Boxes()(replace(observation, image=np.zeros((HEIGHT, WIDTH, 3), np.uint8)))
+                writer.add(observation, tracker.update(sample.stamp_ns, found, sample.data), None)
+    found = [(one["id"], one["first_ns"], one["last_ns"], one["frames"], one["ended"]) for one in writer.tracks]
+    last = START + (COUNT - 1) * PERIOD
+    assert found == [(1, START + later, last + later, COUNT, True), (1, START, last, COUNT, False)]
 
 
 def test_every_second_frame(bag, tmp_path):

@@ -189,10 +189,13 @@ def _configuration(
 ) -> dict[str, Any]:
     return {
         "version": __version__,
-        "bags": {job.name: {"path": str(job.path), "bytes": _size(job.path)} for job in jobs},
+        "bags": {
+            job.name: {"path": str(job.path), "bytes": _size(job.path)}
+            for job in sorted(jobs, key=lambda one: one.name)
+        },
         "ground_truth": {
             name: {"kind": truth.kind, "path": str(truth.path or ""), "files": [_fingerprint(f) for f in truth.files]}
-            for name, truth in truths.items()
+            for name, truth in sorted(truths.items())
         },
         "models": {label: _fingerprint(path) for label, path in files.items()},
         "modes": list(options.modes),

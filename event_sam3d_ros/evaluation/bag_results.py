@@ -29,6 +29,7 @@ COLUMNS = (
     *METRICS,
 )
 _SERIES_POINTS = 1024
+LISTED_FRAMES = 50  # without any result, of each recording
 
 
 @dataclass
@@ -107,7 +108,8 @@ class SetupResults:
 
 @dataclass
 class BagResults:
-    """What one recording gave. ``series``: (what, model and mode) -> numbers over the seconds since its first frame."""
+    """What one recording gave. ``series``: (what, model and mode) -> numbers over the seconds since its first frame;
+    ``without``: number, seconds and reasons of the first frames that have no result at all."""
 
     job: BagJob
     outcome: BagOutcome
@@ -118,6 +120,9 @@ class BagResults:
     warnings: list[str] = field(default_factory=list)
     is_complete: bool = False
     first_ns: int | None = None
+    duration_s: float = 0.0
+    without: list[tuple[int, float, str]] = field(default_factory=list)
+    without_count: int = 0
     series: dict[tuple[str, str], Series] = field(default_factory=lambda: defaultdict(Series))
 
 
@@ -130,7 +135,7 @@ class Results:
         self.total = {setup: SetupResults() for setup in self.setups}
         self.differences: dict[Setup, dict[str, Running]] = {one: defaultdict(Running) for one in self.setups[1:]}
         self.timings: dict[str, Series] = defaultdict(Series)
-        self._ranked: dict[tuple[str, int], list[tuple[float, int, str, int]]] = {
+        self._ranked: dict[tuple[str, int], list[tuple[float, int, str, int, float]]] = {
             (name, sign): [] for name in RANKING for sign in (1, -1)
         }
 
@@ -142,8 +147,8 @@ class Results:
     def best(self, sign: int = 1) -> list[dict[str, Any]]:
         """The frames with the highest (``sign`` -1: lowest) values, the extreme one first; only those that have one."""
         return [
-            {"bag": bag, "frame": frame, "value": round(sign * value, 6)}
-            for value, _, bag, frame in sorted(self._ranked.get((self.ranked_by, sign), ()), reverse=True)
+            {"bag": bag, "frame": frame, "seconds": round(seconds, 6), "value": round(sign * value, 6)}
+            for value, _, bag, frame, seconds in sorted(self._ranked.get((self.ranked_by, sign), ()), reverse=True)
         ]
 
     def read(
@@ -168,6 +173,7 @@ class Results:
     def _take(self, bag: BagResults, row: Row) -> None:
         bag.first_ns = row["stamp_ns"] if bag.first_ns is None else bag.first_ns
         seconds = (row["stamp_ns"] - bag.first_ns) / 1e9
+        bag.duration_s = max(bag.duration_s, seconds)
         bag.reports.update(row["reports"])
         bag.sentences = {**row["sentences"], **bag.sentences}
         bag.series["event_count", ""].add(seconds, row["event_count"])
@@ -184,7 +190,12 @@ class Results:
                 if found:
                     bag.series[name, " ".join(setup)].add(seconds, float(np.mean(found)))
         self._compare(values)
-        self._rank(bag.job, row)
+        self._rank(bag.job, row, seconds)
+        if not any(values.values()):
+            bag.without_count += 1
+            if bag.without_count <= LISTED_FRAMES:
+                reasons = dict.fromkeys(result["reason"] or "no_object" for result in row["results"])
+                bag.without.append((row["frame"], seconds, ", ".join(reasons)))
 
     def _compare(self, values: Mapping[Setup, Mapping[int, Mapping[str, float]]]) -> None:
         """Differences to the first model and mode, over the objects that both have."""
@@ -194,12 +205,12 @@ class Results:
                 for name in values[setup][id_].keys() & first[id_].keys():
                     differences[name].add(values[setup][id_][name] - first[id_][name])
 
-    def _rank(self, job: BagJob, row: Row) -> None:
+    def _rank(self, job: BagJob, row: Row, seconds: float) -> None:
         for (name, sign), heap in self._ranked.items():
             value = frame_value(row, name)
             if value is None:
                 continue
-            heapq.heappush(heap, (sign * value, -row["frame"], job.name, row["frame"]))
+            heapq.heappush(heap, (sign * value, -row["frame"], job.name, row["frame"], seconds))
             if len(heap) > KEPT_PICTURES:
                 heapq.heappop(heap)
 

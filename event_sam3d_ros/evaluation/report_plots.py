@@ -8,24 +8,31 @@ from html import escape
 import numpy as np
 
 COLORS = ("#e8710a", "#1a73e8", "#188038", "#a142f4", "#d93025", "#12858d", "#8d6e63", "#5f6368")
-_WIDTH, _HEIGHT = 760, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 30
+_WIDTH, _HEIGHT = 760, 214
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 22, 42
 _TICKS = 5
 _GAP_FACTOR = 5.0  # a pause of so many usual steps breaks the line
 
 Points = Sequence[tuple[float, float]]
 
 
-def line_plot(series: Mapping[str, Points], unit: str) -> str:
-    """An SVG with a line for each series of (seconds, value), and a legend; empty where there are no points."""
+def line_plot(
+    series: Mapping[str, Points],
+    label: str,
+    span: tuple[float, float],
+    bounds: tuple[float, float] | None = None,
+) -> str:
+    """An SVG with a line for each series of (seconds, value), and a legend; empty where there are no points. ``label``:
+    of the values, with their unit; ``span``: of the seconds; ``bounds``: of the values, None: those that there are."""
     shown = {name: points for name, points in series.items() if points}
     if not shown:
         return ""
-    every = np.array([point for points in shown.values() for point in points])
-    (t0, low), (t1, high) = every.min(axis=0), every.max(axis=0)
-    t1 = t1 if t1 > t0 else t0 + 1.0
-    margin = 0.05 * (high - low) or max(abs(high) * 0.1, 0.1)
-    low, high = low - margin, high + margin
+    t0, t1 = span if span[1] > span[0] else (span[0], span[0] + 1.0)
+    values = [value for points in shown.values() for _, value in points]
+    low, high = bounds or (min(values), max(values))
+    if bounds is None:
+        margin = 0.05 * (high - low) or max(abs(high) * 0.1, 0.1)
+        low, high = low - margin, high + margin
 
     def x(time: float) -> float:
         return _LEFT + (time - t0) / (t1 - t0) * (_WIDTH - _LEFT - _RIGHT)
@@ -33,12 +40,15 @@ def line_plot(series: Mapping[str, Points], unit: str) -> str:
     def y(value: float) -> float:
         return _TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(unit)} over time">']
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)} over time">']
+    parts.append(f'<text x="{_LEFT}" y="12">{escape(label)}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">seconds since the first frame</text>')
     for tick in _ticks(low, high):
         parts.append(f'<path d="M{_LEFT} {y(tick):.1f}H{_WIDTH - _RIGHT}" class="grid"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
     for tick in _ticks(t0, t1):
-        parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{_number(tick)} s</text>')
+        parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 24}" text-anchor="middle">{_number(tick)}</text>')
     for number, points in enumerate(shown.values()):
         color = COLORS[number % len(COLORS)]
         for piece in _pieces(points):

@@ -127,14 +127,17 @@ class Rosbag2Recording:
             except Exception as error:  # whatever a reader says where nothing behind can be read either
                 damage.append(error)
             damage = [*reader.damage, *damage]
+            announced = counted(self._message_count, "message{s}")
             if damage and count == 0:
-                raise damage[0]
+                raise RecordingError(
+                    f"{self.path} can't be read as {self._KIND}: none of its {announced} is whole ({_told(damage[0])})",
+                    reason="broken_recording",
+                ) from damage[0]
             if reader.salvaged:
                 self._warn(f"{self.path} {reader.salvaged}; what is whole was read")
             missing = 0 if reader.salvaged and not damage else self._message_count - count
             if missing or damage:
                 reason = f" ({_told(damage[0])})" if damage else ""
-                announced = counted(self._message_count, "message{s}")
                 problem = f"{self.path} announces {announced}, but {count} can be read{reason}"
                 self.losses.leave_out(
                     "missing_messages", RecordingError(problem, reason="broken_recording"), max(missing, 0)

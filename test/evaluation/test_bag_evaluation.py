@@ -37,6 +37,7 @@ from event_sam3d_ros.evaluation.consistency import LONGEST_GAP_NS
 from event_sam3d_ros.recordings.bag_messages import COMPRESSED_IMAGE_TYPE, typestore
 from event_sam3d_ros.recordings.bag_outputs import output_typestore
 from event_sam3d_ros.recordings.files import EventChunk, Frame, Pose, Sample, write_rosbag2
+from event_sam3d_ros.recordings.rosbag2_writer import open_writer
 from event_sam3d_ros.synthetic.surface import surface_mesh, write_mesh
 
 BUNDLED = Path(__file__).resolve().parents[2] / "data" / "demo_bag"
@@ -282,6 +283,64 @@ def test_a_bag_that_is_cut_off_gives_what_is_whole(tmp_path: Path, run: Run) -> 
     assert "what is whole was read" in (tmp_path / "out" / "report.html").read_text()
 
 
+def copied(bag: Path, path: Path, names: dict[str, str], noise: int = 0) -> Path:
+    """A bag whose topics have other names, as a compressed mcap with ``noise`` bytes beside each message."""
+    from rosbags.rosbag2 import Reader
+
+    store, text = typestore(), "std_msgs/msg/String"
+    rng = np.random.default_rng(0)
+    with Reader(bag) as reader, open_writer(path) as writer:
+        connections = {
+            c.topic: writer.add_connection(names.get(c.topic, c.topic), c.msgtype, typestore=store)
+            for c in reader.connections
+        }
+        other = writer.add_connection("/noise", text, typestore=store)
+        for connection, stamp, raw in reader.messages():
+            writer.write(connections[connection.topic], stamp, raw)
+            data = store.types[text](rng.integers(32, 127, noise).astype(np.uint8).tobytes().decode())
+            writer.write(other, stamp, store.serialize_cdr(data, text))
+    return path
+
+
+def test_damage_in_the_middle_costs_what_it_hit(bag: Path, tmp_path: Path, run: Run) -> None:
+    (file,) = copied(bag, tmp_path / "bag", {}, 60_000).glob("*.mcap")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+    code, said = run(tmp_path / "bag", "--out", tmp_path / "out", "--modes", "rgb", "--no-metrics")
+    assert code == 0
+    assert "warning" in said and "messages, but" in said and "can be read" in said
+    rows = rows_of(tmp_path / "out")
+    assert 0 < sum(bool(row["x"]) for row in rows) < COUNT
+    assert "unreadable message" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_bag_in_which_nothing_is_whole_is_told(bag: Path, tmp_path: Path, run: Run) -> None:
+    from event_sam3d_ros.recordings.bag_reader import BagReader
+
+    (file,) = copied(bag, tmp_path / "bag", {}).glob("*.mcap")
+    with BagReader(file) as reader:
+        chunks = list(reader.storage.chunks)
+    data = bytearray(file.read_bytes())
+    for chunk in chunks:
+        middle = chunk.chunk_start_offset + chunk.chunk_length // 2
+        data[middle : middle + 64] = bytes(64)
+    file.write_bytes(data)
+    code, said = run(tmp_path / "bag", "--out", tmp_path / "out")
+    assert code == 2
+    assert "messages is whole" in said
+    assert main(["sequence", str(tmp_path / "bag"), "--out", str(tmp_path / "sequence")]) == 2
+    assert not (tmp_path / "sequence").exists()
+
+
+def test_names_are_text_in_the_report(bag: Path, tmp_path: Path, run: Run) -> None:
+    path = copied(bag, tmp_path / "<script>bag", {"/camera/depth": "/camera/<script>depth"})
+    assert run(path, "--out", tmp_path / "out", "--modes", "rgb", "--no-metrics") == (0, "")
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in report
+    assert "/&lt;script&gt;bag" in report and "/camera/&lt;script&gt;depth" in report
+
+
 def test_images_that_nothing_can_decode_are_told(tmp_path: Path, run: Run, bag: Path) -> None:
     from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 
@@ -399,6 +458,12 @@ def test_modes_stand_side_by_side_and_the_report_shows_the_summary(bag: Path, tm
             assert values["mean"] == pytest.approx(np.mean(column), rel=1e-5)
             assert values["n"] == len(column)
     assert report.count("data:image/jpeg;base64,") == 6
+    for kind in ("best", "worst"):
+        for one in summary[kind]:
+            assert one["seconds"] == pytest.approx(one["frame"] * PERIOD / 1e9)
+            assert f"{one['seconds']:.3f} s behind its first frame (frame {one['frame']})" in report
+    assert "<tr class=main><td>input_mask_iou</td>" in report
+    assert "/camera/mask (sensor_msgs/msg/Image, 6 messages)" in report
     timings = json.loads((tmp_path / "out" / "timings.json").read_text())
     assert f"{timings['share_of_inputs']:.1%}" in report
     assert timings["stages"]["inputs"]["n"] == COUNT
@@ -435,19 +500,7 @@ def test_camera_poses_in_the_recording_are_used(tmp_path: Path, run: Run) -> Non
 
 
 def test_topics_of_other_names_are_found_or_named(tmp_path: Path, run: Run, bag: Path) -> None:
-    from rosbags.rosbag2 import Reader, StoragePlugin, Writer
-
-    names = {"/camera/mask": "/segmenter/labels", "/camera/image_raw": "/left/image_rect"}
-    with (
-        Reader(bag) as reader,
-        Writer(tmp_path / "named", version=9, storage_plugin=StoragePlugin.MCAP) as writer,
-    ):
-        connections = {
-            c.topic: writer.add_connection(names.get(c.topic, c.topic), c.msgtype, typestore=typestore())
-            for c in reader.connections
-        }
-        for connection, stamp, raw in reader.messages():
-            writer.write(connections[connection.topic], stamp, raw)
+    copied(bag, tmp_path / "named", {"/camera/mask": "/segmenter/labels", "/camera/image_raw": "/left/image_rect"})
     options = ("--modes", "rgb", "--no-metrics", "--topics", "image=/left/image_rect")
     assert run(tmp_path / "named", "--out", tmp_path / "out", *options)[0] == 0
     assert len(rows_of(tmp_path / "out")) == COUNT
@@ -464,6 +517,9 @@ def test_frames_without_a_mask_are_rows_with_their_reason(tmp_path: Path, run: R
     rows = rows_of(tmp_path / "out")
     assert [row["reason"] for row in rows] == ["", "", "missing_mask", "", "", ""]
     assert rows[2]["x"] == ""
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "1 frame without any result" in report
+    assert "<td>2</td><td>0.080</td><td class=text>missing_mask</td>" in report
 
 
 def test_what_an_earlier_run_said_is_in_the_report(tmp_path: Path, run: Run) -> None:

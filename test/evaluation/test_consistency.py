@@ -137,9 +137,9 @@ def test_a_series_keeps_a_bounded_number_of_points_over_all_its_time() -> None:
 
 def test_plots_break_at_pauses_and_escape_names() -> None:
     points = [(0.0, 1.0), (0.1, 2.0), (0.2, 1.5), (9.0, 1.0), (9.1, 1.2)]
-    svg = line_plot({"<a & b>": points}, "iou")
+    svg = line_plot({"<a & b>": points}, "iou <1>", (0.0, 9.0), (0.0, 1.0))
     assert svg.count('stroke-width="1.6"') == 2
     assert "&lt;a &amp; b&gt;" in svg and "<a & b>" not in svg
-    assert line_plot({"none": []}, "iou") == "" and bar_plot({}, "ms") == ""
-    assert line_plot({"one": [(1.0, 0.0)]}, "iou").count("<circle") == 1
+    assert line_plot({"none": []}, "iou", (0.0, 1.0)) == "" and bar_plot({}, "ms") == ""
+    assert line_plot({"one": [(1.0, 0.0)]}, "iou", (0.0, 0.0)).count("<circle") == 1
     assert "inputs: 1.0 ms (25%)" in bar_plot({"inputs": 1.0, "model": 3.0}, "ms")
