@@ -461,7 +461,7 @@ def test_modes_stand_side_by_side_and_the_report_shows_the_summary(bag: Path, tm
     for kind in ("best", "worst"):
         for one in summary[kind]:
             assert one["seconds"] == pytest.approx(one["frame"] * PERIOD / 1e9)
-            assert f"{one['seconds']:.3f} s behind its first frame (frame {one['frame']})" in report
+            assert f"{one['seconds']:.3f} s after its first frame (frame {one['frame']})" in report
     assert "<tr class=main><td>input_mask_iou</td>" in report
     assert "/camera/mask (sensor_msgs/msg/Image, 6 messages)" in report
     timings = json.loads((tmp_path / "out" / "timings.json").read_text())
