@@ -64,7 +64,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     else:
         objects = DEFAULT_OBJECTS if options.objects is None else options.objects
         suite = synthetic_suite(objects, options.seeds, options.tiers)
-    print(markdown(run_suite(suite, options.weights[0], options.cache or _cache(), options.workers, options.json)))
+    print(
+        markdown(run_suite(suite, options.weights[0], options.cache or cache_folder(), options.workers, options.json))
+    )
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -86,6 +88,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigurationError("--meshes and --up go with --suite meshes alone", reason="bad_options")
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """Where rendered cases are kept unless the user says otherwise: the XDG cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "event_sam3d" / "evaluation"

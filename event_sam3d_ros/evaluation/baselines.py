@@ -25,6 +25,11 @@ DEPTH_FACTORS = (0.6, 0.8, 1.0, 1.25, 1.5)
 CHOICE_CASES = 40  # training cases on which level and factor are chosen
 REFERENCE_DEPTH = 1.0  # m; without depth the scale is free
 
+BASELINE_OBJECT_SEEDS = range(1_000_000, 1_000_200)
+"""The training objects that the shipped baselines are fitted on, at rest: baselines see true masks only."""
+BASELINES_FILE = Path("weights") / "baselines.npz"
+"""In the share folder; `scripts/fit_baselines.py` makes it."""
+
 
 @dataclass(frozen=True)
 class View:

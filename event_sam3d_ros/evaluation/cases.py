@@ -22,6 +22,9 @@ from event_sam3d_ros.synthetic.world import Case, case_of, make_case
 
 MODES = ("sharp", "blurry", "events", "fused")
 TIERS = ("easy", "medium", "hard")
+WORLD_VERSION = 1
+"""Of the world of the cases; raised with any change of their pictures or truth, so that none are taken from an older
+cache."""
 IMAGES = ("sharp", "blurry", "event_image", "mask", "degraded_mask")
 
 
@@ -52,12 +55,19 @@ class CaseKey:
     object: int | MeshObject
 
     @property
+    def identity(self) -> str:
+        """What tells results of it from those of any other case, also of another mesh of that name."""
+        return self.path(Path()).as_posix()
+
+    @property
     def name(self) -> int | str:
         """The object's, for tables."""
         return self.object.path.name if isinstance(self.object, MeshObject) else self.object
 
     def path(self, cache: Path) -> Path:
-        """Where the cache keeps it."""
+        """Where the cache keeps it; what makes cases differ, all of it is in its name."""
+        if WORLD_VERSION > 1:
+            cache = cache / f"world{WORLD_VERSION}"
         if isinstance(self.object, MeshObject):
             return cache / self.object.folder / self.tier / f"seed{self.seed}.npz"
         return cache / self.tier / f"seed{self.seed}" / f"{self.object:07d}.npz"

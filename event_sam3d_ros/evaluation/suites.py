@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,18 +23,17 @@ import torch
 from tqdm import tqdm
 
 from event_sam3d_ros.errors import ConfigurationError, EventSam3dError, InputError
-from event_sam3d_ros.evaluation.baselines import Baselines
+from event_sam3d_ros.evaluation.baselines import BASELINES_FILE, Baselines
 from event_sam3d_ros.evaluation.cases import MODES, TIERS, CaseKey, EvaluationCase, MeshObject, cached_case
 from event_sam3d_ros.evaluation.metrics import depth_metrics, evaluate, shape_metrics
 from event_sam3d_ros.evaluation.solids import Solid
 from event_sam3d_ros.evaluation.tables import summarise
 from event_sam3d_ros.meshes import mesh_files
 from event_sam3d_ros.preprocess import Observation
-from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor
+from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor, share_folder
 from event_sam3d_ros.synthetic.world import HELD_OUT_OBJECT_SEEDS
 
-BASELINE_OBJECT_SEEDS = range(1_000_000, 1_000_200)  # training objects
-BASELINE_TIER = "still"  # baselines see true masks only
+RESULTS_VERSION = 1  # of metrics, baselines and rows; raised with any change, so that no older results are mixed in
 SUBSET_OBJECTS = 100  # the first ones: `emd` and `icp_rot` are taken on these alone
 
 Model = Callable[[Observation], list[Reconstruction]]
@@ -141,27 +139,19 @@ class _Worker:
     baselines: Baselines
 
 
-def _start_worker(cache: Path, weights: str | None) -> None:
+def _start_worker(cache: Path, weights: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's business
     torch.set_num_threads(1)
     _Worker.cache = cache
-    if weights is not None:
-        _Worker.model = Reconstructor.from_pretrained(weights, device="cpu")
-        _Worker.baselines = Baselines.load(_baselines_path(cache))
-
-
-def _render(key: CaseKey) -> EvaluationCase:
-    return cached_case(key, _Worker.cache)
+    _Worker.model = Reconstructor.from_pretrained(weights, device="cpu")
+    _Worker.baselines = Baselines.load(share_folder() / BASELINES_FILE)
 
 
 def _evaluate(task: Task) -> dict[str, Any]:
-    key, other = task.key, None if task.other is None else _render(task.other)
-    result = evaluate_case(_Worker.model, _Worker.baselines, _render(key), other, subset=task.subset)
-    return {"tier": key.tier, "seed": key.seed, "object": key.name, **result}
-
-
-def _baselines_path(cache: Path) -> Path:
-    return cache / "baselines.npz"
+    key, other = task.key, None if task.other is None else cached_case(task.other, _Worker.cache)
+    case = cached_case(key, _Worker.cache)
+    result = evaluate_case(_Worker.model, _Worker.baselines, case, other, subset=task.subset)
+    return {"tier": key.tier, "seed": key.seed, "object": key.name, "task": _identity(task), **result}
 
 
 def _run(function: Callable, items: Sequence, workers: int, initial: tuple, label: str) -> Iterable:
@@ -194,51 +184,44 @@ def run_suite(suite: Suite, model: str, cache: Path, workers: int, out: Path) ->
     out.parent.mkdir(parents=True, exist_ok=True)
     with _open_records(out.with_suffix(".cases.jsonl"), info["sha256"]) as file:
         records = [json.loads(line) for line in file]
-        done = {(r["tier"], r["seed"], r["object"]) for r in records}
-        left = [task for task in suite.tasks if _place(task.key) not in done]
-        if left and not _baselines_path(cache).exists():
-            _fit_baselines(cache, workers)
+        done = {record["task"] for record in records}
+        left = [task for task in suite.tasks if _identity(task) not in done]
         for record in _run(_evaluate, left, workers, (cache, model), "evaluating"):
-            record = {**record, "sha256": info["sha256"]}
+            record = {**record, "sha256": info["sha256"], "version": RESULTS_VERSION}
             file.write(json.dumps(record) + "\n")
             file.flush()
             records.append(record)
-    order = {_place(task.key): i for i, task in enumerate(suite.tasks)}
-    chosen = [r for r in records if (r["tier"], r["seed"], r["object"]) in order]
-    chosen.sort(key=lambda r: order[r["tier"], r["seed"], r["object"]])
+    order = {_identity(task): i for i, task in enumerate(suite.tasks)}
+    chosen = sorted((r for r in records if r["task"] in order), key=lambda r: order[r["task"]])
     summary = summarise(chosen, f"{info['name']} {info['sha256'][:12]}") | {"left_out": suite.left_out}
     out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
 
-def _fit_baselines(cache: Path, workers: int) -> None:
-    keys = [CaseKey(BASELINE_TIER, 0, seed) for seed in BASELINE_OBJECT_SEEDS]
-    for _ in _run(_render, keys, workers, (cache, None), "training objects for baselines"):
-        pass
-    print("fitting the baselines", file=sys.stderr)
-    Baselines.fit([cached_case(key, cache).view for key in keys]).save(_baselines_path(cache))
-
-
-def _place(key: CaseKey) -> tuple[str, int, int | str]:
-    return key.tier, key.seed, key.name
+def _identity(task: Task) -> str:
+    """What a task's results depend on beside the model: its case, the control's, and whether it is of the subset."""
+    control = "none" if task.other is None else task.other.identity
+    return f"{task.key.identity} control {control}{' subset' if task.subset else ''}"
 
 
 def _open_records(path: Path, sha256: str) -> TextIO:
     """The file of results case by case, at its begin, to be read and then written on. A last line that an
-    interruption cut off is taken away. ConfigurationError where results of other weights or of something else are in
-    it."""
+    interruption cut off is taken away. ConfigurationError where results of other weights, of another version of the
+    suites or of something else are in it."""
     file = path.open("a+", encoding="utf-8")
     file.seek(0)
     text = file.read()
     whole = text.rfind("\n") + 1
     try:
-        others = any(json.loads(line)["sha256"] != sha256 for line in text[:whole].splitlines())
+        records = [json.loads(line) for line in text[:whole].splitlines()]
+        others = any((r["sha256"], r["version"]) != (sha256, RESULTS_VERSION) or not r["task"] for r in records)
     except (ValueError, KeyError, TypeError):
         others = True
     if others:
         file.close()
         raise ConfigurationError(
-            f"{path} holds results of other weights or of something else; remove it or give another --json",
+            f"{path} holds results of other weights, of another version of the suites or of something else; remove "
+            "it or give another --json",
             reason="bad_output",
         )
     file.truncate(len(text[:whole].encode()))

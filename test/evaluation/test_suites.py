@@ -11,12 +11,14 @@ from scipy.spatial.transform import Rotation
 from event_sam3d_ros.cli import main
 from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.evaluation import cases, suites
-from event_sam3d_ros.evaluation.baselines import Baselines
+from event_sam3d_ros.evaluation.baselines import BASELINE_OBJECT_SEEDS, BASELINES_FILE, Baselines
 from event_sam3d_ros.evaluation.cases import MODES, TIERS, CaseKey, EvaluationCase, cached_case
 from event_sam3d_ros.evaluation.metrics import silhouette
+from event_sam3d_ros.reconstructor import share_folder
 from event_sam3d_ros.sam3d.checkpoint import save_checkpoint
 from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.network import Network
+from event_sam3d_ros.synthetic.world import HELD_OUT_OBJECT_SEEDS
 
 
 def case_of(solid, K) -> EvaluationCase:
@@ -160,12 +162,11 @@ def write_weights(path: Path, seed: int) -> Path:
 
 
 @pytest.fixture
-def cache(hammer_case, sphere, K, baselines, tmp_path) -> Path:
-    """The rendered cases of two objects and one seed, and baselines."""
+def cache(hammer_case, sphere, K, tmp_path) -> Path:
+    """The rendered cases of two objects and one seed."""
     folder = tmp_path / "cache"
     for task in suites.synthetic_suite(2, 1).tasks:
         (hammer_case if task.key.object == 0 else case_of(sphere, K)).save(task.key.path(folder))
-    baselines.save(folder / "baselines.npz")
     return folder
 
 
@@ -217,14 +218,13 @@ def write_box(path: Path, half, triangles=BOX_TRIANGLES) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_meshes_of_a_folder_are_judged_and_open_ones_are_listed(baselines, tmp_path, capsys):
+def test_meshes_of_a_folder_are_judged_and_open_ones_are_listed(tmp_path, capsys):
     folder, cache = tmp_path / "meshes", tmp_path / "cache"
     folder.mkdir()
     write_box(folder / "cube.obj", [1, 1, 1])
     write_box(folder / "brick.obj", [30, 15, 10])
     write_box(folder / "open.obj", [1, 1, 1], BOX_TRIANGLES[:-2])
     (folder / "notes.txt").write_text("no mesh\n")
-    baselines.save(cache / "baselines.npz")
     weights, out = write_weights(tmp_path / "w.safetensors", 0), tmp_path / "meshes.json"
     arguments = ["--suite", "meshes", "--meshes", folder, "--cache", cache, "--weights", weights, "--tiers", "easy"]
     assert evaluate(out, *arguments) == 0
@@ -238,6 +238,46 @@ def test_meshes_of_a_folder_are_judged_and_open_ones_are_listed(baselines, tmp_p
     diagonal = np.linalg.norm([30, 15, 10])
     assert truth.volume / truth.diameter**3 == pytest.approx(30 * 15 * 10 / diagonal**3, rel=0.1)
     assert truth.size[2] / truth.diameter == pytest.approx(15 / diagonal, rel=0.1)  # an OBJ's y axis points up
+
+    write_box(folder / "brick.obj", [30, 3, 10])  # edited: judged anew, with the control of the other one
+    assert evaluate(out, *arguments) == 0
+    again = [json.loads(line) for line in out.with_suffix(".cases.jsonl").read_text().splitlines()]
+    assert again[:2] == records and sorted(record["object"] for record in again[2:]) == ["brick.obj", "cube.obj"]
+    assert json.loads(out.read_text())["tiers"]["easy"]["sharp"] != summary["tiers"]["easy"]["sharp"]
+
+
+def test_what_makes_results_differ_is_in_the_name_of_a_task(tmp_path, monkeypatch):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_box(tmp_path / folder / "box.obj", [1, 1, 2 + len(folder) + (folder == "two")])
+    keys = [
+        CaseKey("hard", 0, cases.MeshObject(tmp_path / folder / "box.obj", up))
+        for folder, up in (("one", None), ("one", "z"), ("two", None))
+    ]
+    keys.append(CaseKey("hard", 0, 7))
+    assert keys[3].identity == "hard/seed0/0000007.npz"
+    monkeypatch.setattr(cases, "WORLD_VERSION", 2)
+    keys.append(CaseKey("hard", 0, 7))
+    before = {key.identity for key in keys[:3]}
+    assert len(before) == 3 and keys[4].identity == "world2/hard/seed0/0000007.npz"
+    tasks = [suites.Task(keys[3], other, subset) for other in (None, keys[0]) for subset in (True, False)]
+    assert len({suites._identity(task) for task in tasks}) == 4
+
+
+def test_results_of_another_version_are_not_mixed_in(cache, tmp_path, capsys, monkeypatch):
+    weights = write_weights(tmp_path / "w.safetensors", 0)
+    arguments = ["--suite", "synthetic", "--objects", 2, "--tiers", "hard", "--cache", cache, "--weights", weights]
+    assert evaluate(tmp_path / "out.json", *arguments) == 0
+    monkeypatch.setattr(suites, "RESULTS_VERSION", suites.RESULTS_VERSION + 1)
+    assert evaluate(tmp_path / "out.json", *arguments) == 2
+    assert "another version" in capsys.readouterr().err
+
+
+def test_shipped_baselines_are_of_training_objects():
+    shipped = Baselines.load(share_folder() / BASELINES_FILE)
+    assert shipped.mean_occupancy.shape == (64, 64, 64) and 0.01 < shipped.mean_occupancy.mean() < 0.5
+    assert shipped.up[1] < -0.5 and np.linalg.norm(shipped.up) == pytest.approx(1)  # an upright object, from above
+    assert not set(BASELINE_OBJECT_SEEDS) & set(HELD_OUT_OBJECT_SEEDS)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from event_sam3d_ros.errors import ConfigurationError, InputError
-from event_sam3d_ros.evaluation.suites import BASELINE_OBJECT_SEEDS
+from event_sam3d_ros.evaluation.baselines import BASELINE_OBJECT_SEEDS
 from event_sam3d_ros.synthetic import world
 from event_sam3d_ros.synthetic.appearance import encode_gamma
 from event_sam3d_ros.synthetic.event_simulator import EventSimulator
