@@ -84,7 +84,7 @@ class LiveFrames(FrameStore):
         try:
             callback(message)
         except EventSam3dError as error:  # one message must not end the view
-            self.tell(f"**{error}**")
+            self.tell(str(error))
 
     def _keep(self, kind: str, convert: Callable[[Image], NDArray[Any]], message: Image) -> None:
         stamp_ns = stamp_to_ns(message.header.stamp)

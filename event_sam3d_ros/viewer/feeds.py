@@ -49,9 +49,9 @@ class Feed(FrameStore):
                     return
             status = ""
         except EventSam3dError as error:
-            status = f"**{error}**"
+            status = str(error)
         except OSError as error:
-            status = f"**{error.filename or self.title}: {error.strerror or error}**"
+            status = f"{error.filename or self.title}: {error.strerror or error}"
         finally:
             self.tell(status, complete=True)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import PurePath
 
 import cv2
@@ -37,14 +38,14 @@ class Panel:
         self._objects: dict[str, viser.GuiCheckboxHandle] = {}
         self._drawn_s, self._drawn_rows = 0.0, -1
         self._gui.configure_theme(control_width="large", show_logo=False, show_share_button=False)
-        self._status = self._gui.add_markdown("")
+        self._status = self._gui.add_html("")  # not markdown, which a browser would have to compile at each frame
         self._add_playback()
         with self._gui.add_folder("Pictures"):
             self._photo = self._gui.add_image(_BLACK, label="frame and masks")
             self._tencode = self._gui.add_image(_BLACK, label="events (Tencode)")
         self._object_folder = self._gui.add_folder("Objects")
         with self._object_folder:
-            self._table = self._gui.add_markdown("")
+            self._table = self._gui.add_html("")
         self._add_plots()
         self._add_layers()
         self._add_exports()
@@ -126,15 +127,15 @@ class Panel:
         """What is shown, and what the user should know."""
         self._play.label = "Pause" if self._player.playing else "Play"
         frame, (first, behind) = self._shown, self._frames.span()
-        lines = [f"**{self._frames.title}**"]
+        lines = [f"<b>{escape(self._frames.title)}</b>"]
         if frame is not None:
             seconds = self._frames.history.seconds(frame.stamp_ns)
             camera = "known" if frame.pose_known else "not known: the world is the camera"
             last = f"{behind - 1}" + ("" if self._frames.complete() else " and more")
             lines.append(f"frame {self._player.index} of {first} to {last}, {seconds:.3f} s; camera's pose {camera}")
         if status := self._frames.status():
-            lines.append(status)
-        self._status.content = "\n\n".join(lines)
+            lines.append(f"<b>{escape(status)}</b>")
+        self._status.content = f'<div style="padding: 0 0.8em; font-size: 0.85em">{"<br>".join(lines)}</div>'
 
     # Plots
 
@@ -149,7 +150,7 @@ class Panel:
 
     def _add_chart(self, height: int) -> viser.GuiUplotHandle:
         empty = _plot(np.zeros(1), {}, None)
-        return self._gui.add_uplot(empty.data, empty.series, scales=empty.scales, height=height)
+        return self._gui.add_uplot(empty.data, empty.series, scales=empty.scales, height=height, padding=(10, 24, 0, 0))
 
     def _draw(self) -> None:
         """Plots of all frames so far, with a mark at the one that is shown."""
@@ -241,13 +242,14 @@ def fitted(picture: Picture) -> Picture:
 
 
 def _table(items: tuple[ViewObject, ...]) -> str:
-    if not items:
-        return "no objects in this frame"
-    lines = ["| object | score | position, m | size, m |", "| --- | --- | --- | --- |"]
+    """As HTML."""
+    rows = [("object", "score", "position, m", "size, m")]
     for item in items:
         place, size = (" ".join(f"{value:.2f}" for value in values) for values in (item.pose[:3, 3], item.size))
-        lines.append(f"| {item.name} | {item.score or 0:.2f} | {place} | {size}{'' if item.metric else ' (a guess)'} |")
-    return "\n".join(lines)
+        rows.append((item.name, f"{item.score or 0:.2f}", place, size + ("" if item.metric else " (a guess)")))
+    cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{row}</tr>" for row in cells) if items else "<tr><td>no objects in this frame</td></tr>"
+    return f'<table style="width: 100%; font-size: 0.85em">{body}</table>'
 
 
 @dataclass(frozen=True)
