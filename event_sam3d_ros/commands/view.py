@@ -49,8 +49,8 @@ def _view(options: argparse.Namespace) -> None:
     from event_sam3d_ros.viewer.server import Viewer  # behind the source: a wrong path is told at once
 
     viewer = Viewer(frames, options.host, options.port, playing=not options.paused)
-    print(f"{frames.title}\nopen {viewer.url} in a browser; Ctrl-C ends", flush=True)
     try:
+        print(f"{frames.title}\nopen {viewer.url} in a browser; Ctrl-C ends", flush=True)
         viewer.run()
     except KeyboardInterrupt:
         print()
