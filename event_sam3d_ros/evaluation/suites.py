@@ -199,9 +199,9 @@ def run_suite(suite: Suite, model: str, cache: Path, workers: int, out: Path) ->
 
 
 def _identity(task: Task) -> str:
-    """What a task's results depend on beside the model: its case, the control's, and whether it is of the subset."""
-    control = "none" if task.other is None else task.other.identity
-    return f"{task.key.identity} control {control}{' subset' if task.subset else ''}"
+    """What a task's results depend on beside the model: its case, and which rows and metrics there are. Any other
+    object will do as the control, so that a larger suite takes over what a smaller one did."""
+    return " ".join([task.key.identity] + ["control"] * (task.other is not None) + ["subset"] * task.subset)
 
 
 def _open_records(path: Path, sha256: str) -> TextIO:
