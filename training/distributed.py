@@ -7,6 +7,7 @@ the same step on the mean of the gradients.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -122,8 +123,9 @@ def _rank_and_count() -> tuple[int, int]:
 
 @contextmanager
 def join(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[Team]:
-    """Meets the other processes, if there are any, and leaves them at the end. ``device``: "cpu" or "cuda" (with a
-    number for a lone process only: in a team each takes the GPU of its local rank)."""
+    """Meets the other processes, if there are any; once, for torchrun's store keeps the addresses of a first meeting,
+    and a second one would wait for them. At the end of the block all wait for each other. ``device``: "cpu" or "cuda"
+    (with a number for a lone process only: in a team each takes the GPU of its local rank)."""
     place = find_place(environment)
     if place is None:
         yield Team(torch.device(device))
@@ -136,13 +138,13 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[T
                 f"{torch.cuda.device_count()}; start no more processes than GPUs, or give --device cpu"
             )
         torch.cuda.set_device(chosen)
-    distributed.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo",
-        init_method=f"tcp://{place.address}:{place.port}" if "RANK" not in environment else "env://",
-        rank=place.rank,
-        world_size=place.count,
-    )
-    try:
-        yield Team(chosen, place.rank, place.count)
-    finally:
-        distributed.destroy_process_group()
+    if not distributed.is_initialized():
+        distributed.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            init_method=f"tcp://{place.address}:{place.port}" if "RANK" not in environment else "env://",
+            rank=place.rank,
+            world_size=place.count,
+        )
+        atexit.register(distributed.destroy_process_group)
+    yield Team(chosen, place.rank, place.count)
+    distributed.barrier()  # the next phase reads what the first process has written

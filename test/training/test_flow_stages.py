@@ -12,6 +12,7 @@ import torch
 from event_sam3d_ros.errors import CheckpointError, ConfigurationError
 from event_sam3d_ros.sam3d.checkpoint import load_checkpoint, read_safetensors
 from event_sam3d_ros.sam3d.config import FlowHeadConfig, SamplerConfig
+from event_sam3d_ros.sam3d.embedder_fuser import IMAGES
 from event_sam3d_ros.sam3d.flow import draw_noise, seeded_generators
 from event_sam3d_ros.sam3d.geometry_flow import SHAPE, GeometryFlow
 from event_sam3d_ros.sam3d.layout import decode_poses
@@ -22,6 +23,7 @@ from training.flow import matching, structure
 from training.flow.batches import FlowBatches, pose_latents, views
 from training.flow.matching import flow_matching_loss, random_long_steps, shortcut_loss, two_half_steps
 from training.flow.stages import (
+    blackened,
     finishing,
     fusion_loss,
     generator,
@@ -248,6 +250,16 @@ def test_closed_gates_on_a_sharp_frame_cost_nothing(network, batch):
     alike = {name: batch[name.replace("blurry", "sharp")] if "event" not in name else x for name, x in batch.items()}
     assert fusion_loss(network, alike, np.random.default_rng(0), FuseConfig())[0] == 0
     assert fusion_loss(network, batch, np.random.default_rng(0), FuseConfig())[0] > 0
+
+
+def test_dropped_views_are_black_together(batch):
+    seen = views(batch, "blurry")
+    dropped = blackened(seen, IMAGES, 0.5, np.random.default_rng(1))
+    black = ~dropped["image"].flatten(1).any(1)
+    assert 0 < black.sum() < OBJECTS
+    for name, view in dropped.items():
+        gone = black & (name in IMAGES)
+        assert not view[gone].any() and torch.equal(view[~gone].nan_to_num(), seen[name][~gone].nan_to_num())
 
 
 def test_the_teachers_way_is_the_samplers(network, batch):

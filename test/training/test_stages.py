@@ -166,6 +166,25 @@ def test_two_processes_compute_what_one_does(data, start, config, tmp_path):
     assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
 
 
+def test_two_processes_go_from_phase_to_phase_together(flow_folder, tmp_path):
+    """The flow head's stage 0 has three of them, each reads what the last one wrote."""
+    values = yaml.safe_load(TOY.with_name("flow_toy.yaml").read_text())
+    values["model"] = str(TOY.with_name("flow_toy_model.yaml"))
+    for phase in ("structure", "pretrain", "shortcut"):
+        values[phase]["steps"] = 2
+    settings = tmp_path / "config.yaml"
+    settings.write_text(yaml.safe_dump(values))
+    arguments = ("--config", settings, "--data", flow_folder, "--device", "cpu")
+    run(pretrain, *arguments, "--out", tmp_path / "alone.safetensors")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    process = spawn(*launcher, "-m", "training.pretrain", *arguments, "--out", tmp_path / "shared.safetensors")
+    message = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, message
+    for phase in ("structure.x", "matched.x", "x"):
+        for one, two in zip(log(tmp_path / f"alone.{phase}"), log(tmp_path / f"shared.{phase}"), strict=True):
+            assert one == pytest.approx(two, rel=1e-3), phase
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
