@@ -62,12 +62,7 @@ class FlowPipeline:
         K = np.asarray(observation.K, dtype=np.float64)
         scene = self._scene(observation, K)
         objects = [self._seen_object(observation, crop.label, scene, K) for crop in crops]
-        found: dict[int, tuple[npt.NDArray[np.float32], ObjectPose]] = {}
-        for is_shown in (True, False):  # the network takes pointmaps of all objects or of none
-            group = [one for one in objects if one.is_shown == is_shown]
-            if group:
-                points = scene.points if scene is not None and is_shown else None
-                found |= self._sample(observation, group, points, sampler)
+        found = self._sample(observation, objects, None if scene is None else scene.points, sampler)
         reconstructions = []
         for one in objects:
             logits, pose = found[one.label]
@@ -96,18 +91,18 @@ class FlowPipeline:
 
     @torch.inference_mode()
     def _sample(
-        self, observation: Observation, group: list[_SeenObject], points: Tensor | None, sampler: SamplerConfig
+        self, observation: Observation, objects: list[_SeenObject], points: Tensor | None, sampler: SamplerConfig
     ) -> dict[int, tuple[npt.NDArray[np.float32], ObjectPose]]:
-        """By label, the logits (R, R, R), indexed x, y, z, and the pose in the optical frame of objects that all have
-        their pointmap from ``points``, or all none.
+        """By label, the logits (R, R, R), indexed x, y, z, and the pose in the optical frame.
 
         The network never saw a made-up pointmap: where one only stands in, it gets none, as when training dropped it.
         Inputs of all objects wait in main memory, outside of what ``memory`` bounds.
         """
+        shown = [one.is_shown for one in objects]
         inputs = object_inputs(
             _tensor(observation.image, self._device),
-            torch.stack([one.mask for one in group]),
-            None if points is None else [points] * len(group),
+            torch.stack([one.mask for one in objects]),
+            [points] * len(objects) if points is not None and any(shown) else None,
             _tensor(observation.event_image, self._device),
             self.config.encoder.size,
             crop_factor=self.config.preprocess.crop_factor,
@@ -116,20 +111,23 @@ class FlowPipeline:
         geometry = self.network(
             inputs.views,
             # labels begin at 1: object 1 gets what the released model draws after torch.manual_seed(seed)
-            seeded_generators([self._seed + one.label - 1 for one in group]),
+            seeded_generators([self._seed + one.label - 1 for one in objects]),
+            with_points=None if all(shown) else torch.tensor(shown),
             sampler=sampler,
             device=self._device,
             memory=self._memory,
         )
         latents = {name: latent.double().cpu().numpy() for name, latent in geometry.pose.items()}
-        if inputs.pointmap_scale is None or inputs.pointmap_shift is None:
-            scale, shift = (torch.stack(each) for each in zip(*(one.prior for one in group if one.prior), strict=True))
-        else:
-            scale, shift = inputs.pointmap_scale, inputs.pointmap_shift
-        poses = decode_poses(latents, scale.double().cpu().numpy(), shift.double().cpu().numpy())
+        moments = [one.prior for one in objects]
+        if inputs.pointmap_scale is not None and inputs.pointmap_shift is not None:
+            own = zip(inputs.pointmap_scale, inputs.pointmap_shift, strict=True)
+            moments = [prior or measured for prior, measured in zip(moments, own, strict=True)]
+        known = zip(*filter(None, moments), strict=True)
+        scale, shift = (torch.stack([x.double().cpu() for x in each]).numpy() for each in known)
+        poses = decode_poses(latents, scale, shift)
         return {
             one.label: (grid, pose.turned())
-            for one, grid, pose in zip(group, geometry.logits.cpu().numpy(), poses, strict=True)
+            for one, grid, pose in zip(objects, geometry.logits.cpu().numpy(), poses, strict=True)
         }
 
 

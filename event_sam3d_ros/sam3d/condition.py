@@ -68,32 +68,34 @@ class TokenConditionStage(nn.Module):
         self.event_encoder = VisionTransformer(encoder) if fusion else None
         self.fusion = EventFusion(encoder, fusion, self.fuser.width) if fusion else None
 
-    def forward(self, inputs: Mapping[str, Tensor], dropped: Collection[str] = ()) -> Tensor:
+    def forward(
+        self, inputs: Mapping[str, Tensor], dropped: Collection[str] = (), with_points: Tensor | None = None
+    ) -> Tensor:
         """``inputs``: those of `EmbedderFuser.forward`, and for fusion ``event_image`` and ``rgb_event_image``, Tencode
         (B, 3, H, W) in [0, 1] with as many rows as the images that they belong to.
 
         Without event images the event branch does not run; without images (events alone) the event encoder's tokens
-        take their places. Raises InputError for wrong inputs.
+        take their places. ``dropped``, ``with_points``: see there. Raises InputError for wrong inputs.
         """
         events = {image: inputs[name] for image, name in EVENT_IMAGES.items() if name in inputs}
         plain = {name: tensor for name, tensor in inputs.items() if name not in EVENT_IMAGES.values()}
         if not events:
-            return self.fuser(plain, dropped)
+            return self.fuser(plain, dropped, with_points)
         alone = not any(name in plain for name in IMAGES)
         kept = self.fuser.check({**events, **plain} if alone else plain, dropped)
         images = {name: kept[name] for name in IMAGES if name in kept}
         if not images:  # all dropped, and their events with them
-            return self.fuser(plain, dropped)
+            return self.fuser(plain, dropped, with_points)
         seen = self._see(events, images)
         by_image = dict(zip(images, split(seen, [len(x) for x in images.values()]), strict=True))
         if alone:
             embedded = self.fuser.embed({name: x for name, x in kept.items() if name not in images})
-            return self.fuser.join(self.fuser.project({**embedded, **by_image}), batch_size(kept))
+            return self.fuser.join(self.fuser.project({**embedded, **by_image}), batch_size(kept), with_points)
         tokens = self.fuser.project(self.fuser.embed(kept, lambda stage, x: self._fuse(stage, x, seen)))
         if self.fusion is not None and self.fusion.tokens is not None:
             for name, event_tokens in self.fuser.project(dict(by_image)).items():
                 tokens[name] = self.fusion.fuse_tokens(tokens[name], event_tokens)
-        return self.fuser.join(tokens, batch_size(kept))
+        return self.fuser.join(tokens, batch_size(kept), with_points)
 
     def _see(self, events: Mapping[str, Tensor], images: Mapping[str, Tensor]) -> Features:
         """The event images that belong to ``images`` through the event encoder, in one batch."""

@@ -71,16 +71,19 @@ class EmbedderFuser(nn.Module):
         self.idx_emb = nn.Parameter(torch.empty(3, self.width))
         nn.init.normal_(self.idx_emb, std=1 / math.sqrt(self.width))
 
-    def forward(self, inputs: Mapping[str, Tensor], dropped: Collection[str] = ()) -> Tensor:
+    def forward(
+        self, inputs: Mapping[str, Tensor], dropped: Collection[str] = (), with_points: Tensor | None = None
+    ) -> Tensor:
         """``inputs``: by the names of `INPUTS`, each (B, C, H, W) of any size, or (1, C, H, W) where all objects share
         it (the full frame), which is then embedded once. Images (3 channels) and masks (1) are in [0, 1], pointmaps
         normalised with NaN where unknown.
 
         ``dropped``: inputs to leave out: their tokens become zeros, as training shows them. Both pointmaps are
-        dropped if neither is given. Raises InputError for a missing or unknown input, or batches that differ.
+        dropped if neither is given. ``with_points``: (B,) bool, the objects whose pointmaps count; those of others are
+        dropped; None: all do. Raises InputError for a missing or unknown input, or batches that differ.
         """
         kept = self.check(inputs, dropped)
-        return self.join(self.project(self.embed(kept)), batch_size(kept))
+        return self.join(self.project(self.embed(kept)), batch_size(kept), with_points)
 
     def check(self, inputs: Mapping[str, Tensor], dropped: Collection[str]) -> dict[str, Tensor]:
         """The inputs to embed, in the order of the tokens; raises InputError as `forward` says."""
@@ -161,14 +164,20 @@ class EmbedderFuser(nn.Module):
                 tokens[name] = self.projection_nets[index](x) + self.idx_emb[group]
         return tokens
 
-    def join(self, tokens: Mapping[str, Tensor], batch: int) -> Tensor:
-        """Tokens by input name -> the sequence (batch, N, width); zeros for inputs that are not there."""
+    def join(self, tokens: Mapping[str, Tensor], batch: int, with_points: Tensor | None = None) -> Tensor:
+        """Tokens by input name -> the sequence (batch, N, width); zeros for inputs that are not there, and for
+        pointmaps of objects that are not ``with_points`` (batch,)."""
         parts = [
             tokens[name].expand(batch, -1, -1)
             if name in tokens
             else self.idx_emb.new_zeros(batch, self._count(name), self.width)
             for name in self.names
         ]
+        if with_points is not None:  # not a product: what is dropped may be NaN
+            keep = with_points.to(self.idx_emb.device)[:, None, None]
+            parts = [
+                torch.where(keep, x, 0) if name in POINTMAPS else x for name, x in zip(self.names, parts, strict=True)
+            ]
         if self.training and self.dropout > 0:
             keep = torch.rand(batch, 1, 1, device=self.idx_emb.device) >= self.dropout
             parts = [x * keep if name in POINTMAPS else x for name, x in zip(self.names, parts, strict=True)]

@@ -66,14 +66,15 @@ class FlowNetwork(nn.Module):
         views: Mapping[str, Tensor],
         generators: Sequence[torch.Generator],
         dropped: Collection[str] = (),
+        with_points: Tensor | None = None,
         sampler: SamplerConfig | None = None,
         device: torch.device | str | None = None,
         memory: int | None = None,
     ) -> FlowGeometry:
         """``views``: `preprocessing.ObjectInputs.views` of B objects; ``generators``: one per object
-        (`flow.seeded_generators`); ``dropped``: see `EmbedderFuser.forward`; ``sampler``: None for the configuration's;
-        ``device``: None for the weights'; ``memory``: bytes that objects may take beside the weights, None for no
-        limit: more objects than fit go through each stage in turn, at least one at a time.
+        (`flow.seeded_generators`); ``dropped``, ``with_points``: see `EmbedderFuser.forward`; ``sampler``: None for the
+        configuration's; ``device``: None for the weights'; ``memory``: bytes that objects may take beside the weights,
+        None for no limit: more objects than fit go through each stage in turn, at least one at a time.
         """
         device = resolved(device, next(self.parameters()).device)
         sampler = sampler or self.config.flow.sampler
@@ -81,7 +82,12 @@ class FlowNetwork(nn.Module):
         at_once = count if memory is None else max(1, min(count, memory // self.memory_per_object))
         chunks = [slice(first, first + at_once) for first in range(0, count, at_once)]
         with _placed(self.condition, device):
-            tokens = [self.condition(_rows(views, chunk, device), dropped) for chunk in chunks]
+            tokens = [
+                self.condition(
+                    _rows(views, chunk, device), dropped, None if with_points is None else with_points[chunk]
+                )
+                for chunk in chunks
+            ]
         with _placed(self.flow, device):
             parts = [
                 self.flow.sample(condition, generators[chunk], sampler)

@@ -232,6 +232,22 @@ def test_dropped_inputs_are_zeros_and_leave_the_rest_alone():
 
 
 @torch.inference_mode()
+def test_pointmaps_are_dropped_object_by_object():
+    stage, inputs = make_stage(), make_inputs()
+    count = len(inputs["mask"])
+    kept = torch.arange(count) % 2 == 0
+    assert count > 1
+    whole, without = stage(inputs), stage(inputs, dropped=POINTMAPS)
+    damaged = {name: x.clone() if name in POINTMAPS else x for name, x in inputs.items()}
+    for name in POINTMAPS:
+        damaged[name][~kept] = torch.inf  # whatever stands there does not matter
+    some = stage(damaged, with_points=kept)
+    torch.testing.assert_close(some[kept], whole[kept], atol=1e-6, rtol=0)
+    torch.testing.assert_close(some[~kept], without[~kept], atol=1e-6, rtol=0)
+    assert not torch.allclose(whole[~kept], without[~kept], atol=1e-3)
+
+
+@torch.inference_mode()
 def test_no_pointmaps_are_dropped_pointmaps():
     fuser, inputs = make_stage().fuser, make_inputs()
     without = {name: x for name, x in inputs.items() if name not in POINTMAPS}
