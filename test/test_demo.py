@@ -533,11 +533,23 @@ def test_no_process_outlives_the_block(fake_node: None, tmp_path: Path, monkeypa
 
 def test_a_node_that_can_not_start_ends_the_demo_at_once_with_its_sentence(fake_node: None, tmp_path: Path) -> None:
     (tmp_path / "fake.py").write_text("import sys\nprint('no_checkpoint: there is no model file')\nsys.exit(2)")
-    recorder: Any = SimpleNamespace(nodes_listen=lambda: False, spin=time.sleep)
+    recorder: Any = SimpleNamespace(spin=time.sleep)
     with processes.Processes(tmp_path / "logs", {}) as running:
         running.start_node("fake", {})
         with pytest.raises(processes.DemoError, match="fake ended with exit code 2(.|\n)*there is no model file"):
-            demo_run._wait_for_nodes(recorder, running, lambda: None)
+            demo_run._wait_for(lambda: False, ("fake",), recorder, running, lambda: None)
+
+
+def test_a_node_that_does_not_get_ready_ends_the_demo_with_the_place_of_its_log(
+    fake_node: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_run, "_START_TIMEOUT_S", 0.3)
+    (tmp_path / "fake.py").write_text("import time\ntime.sleep(100)")
+    recorder: Any = SimpleNamespace(spin=time.sleep)
+    with processes.Processes(tmp_path / "logs", {}) as running:
+        running.start_node("fake", {})
+        with pytest.raises(processes.DemoError, match="fake did not get ready.*see .*logs/fake"):
+            demo_run._wait_for(lambda: False, ("fake",), recorder, running, lambda: None)
 
 
 def test_what_a_dead_node_left_behind_is_killed_too(fake_node: None, tmp_path: Path) -> None:

@@ -152,12 +152,14 @@ def _record(
         # Threads of one network wait for each other actively, which the processes beside it make long: one is fastest.
         "threads": 1,
     }
-    play: Parameters = {"bag": str(options.bag.resolve()), "rate": float(options.rate)}
+    play: Parameters = {"bag": str(options.bag.resolve()), "rate": float(options.rate), "paused": True}
     processes.start_node(EVENT_IMAGE_NODE, event_image)
     processes.start_node(RECONSTRUCTION_NODE, reconstruction)
     with DemoRecorder() as recorder:
-        _wait_for_nodes(recorder, processes, check)
+        nodes = (EVENT_IMAGE_NODE, RECONSTRUCTION_NODE)
+        _wait_for(recorder.nodes_listen, nodes, recorder, processes, check)
         processes.start_node(PLAYER_NODE, play, *_default_names(recording.topics))
+        _wait_for(recorder.start_player, (PLAYER_NODE,), recorder, processes, check)
         _watch(recorder, processes, recording, check)
         if not any(result.objects for result in recorder.results):
             raise DemoError(_nothing_came_out(recorder))
@@ -190,16 +192,22 @@ def depth_type(recording: Rosbag2Recording) -> str:
     return kinds.get(recording.types.get(recording.topics.depth, ""), "none")
 
 
-def _wait_for_nodes(recorder: DemoRecorder, processes: Processes, check: Callable[[], None]) -> None:
-    """Until the model is loaded and both nodes listen."""
+def _wait_for(
+    ready: Callable[[], bool],
+    nodes: Sequence[str],
+    recorder: DemoRecorder,
+    processes: Processes,
+    check: Callable[[], None],
+) -> None:
+    """Handles messages until ``ready`` is true, for which ``nodes`` are needed."""
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while not recorder.nodes_listen():
+    while not ready():
         recorder.spin(_SPIN_S)
         check()
         processes.check()
         if time.monotonic() > deadline:
-            logs = ", ".join(str(processes.log_file(name)) for name in (EVENT_IMAGE_NODE, RECONSTRUCTION_NODE))
-            raise DemoError(f"the nodes were not ready within {_START_TIMEOUT_S:.0f} s; see {logs}")
+            logs = ", ".join(str(processes.log_file(name)) for name in nodes)
+            raise DemoError(f"{' and '.join(nodes)} did not get ready within {_START_TIMEOUT_S:.0f} s; see {logs}")
 
 
 def _watch(

@@ -12,8 +12,10 @@ import threading
 import time
 from collections.abc import Sequence
 
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
@@ -47,9 +49,10 @@ class BagPlayerNode(Node):
         self._tail_ns = int(values["clock_tail_s"] * 1e9)
         self._clock_period_s = 1.0 / values["clock_hz"]
         self._recording: Rosbag2Recording = open_rosbag2(values["bag"])
-        self._clock = self.create_publisher(Clock, "/clock", _CLOCK_QOS)
+        self._clock_publisher = self.create_publisher(Clock, "/clock", _CLOCK_QOS)
         self._publishers_by_topic = self._create_publishers()
         self._next_clock = 0.0
+        self._paused = values["paused"]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="player")
         self.finished: Future = Future()
@@ -63,6 +66,26 @@ class BagPlayerNode(Node):
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """As in rclpy, but refusals are sentences, and only ``paused`` can change."""
+        try:
+            for parameter in parameter_list:
+                if parameter.name in BAG_PLAYER_NODE.by_name:
+                    self._check_change(parameter)
+        except ConfigurationError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        result = super().set_parameters_atomically(parameter_list)
+        self._paused = self.get_parameter("paused").value
+        return result
+
+    def _check_change(self, change: Parameter) -> None:
+        parameter = BAG_PLAYER_NODE.get(change.name)
+        parameter.check(change.value)
+        if not parameter.dynamic:
+            raise ConfigurationError(
+                f"parameter {change.name} can be set only when the player is started", reason="bad_parameter"
+            )
 
     def _create_publishers(self) -> dict[str, Publisher]:
         publishers = {}
@@ -99,9 +122,9 @@ class BagPlayerNode(Node):
         deadline = time.monotonic() + self._wait_s
         known, since = 0, time.monotonic()
         while time.monotonic() < deadline and not self._stop.wait(0.05):
-            self._clock.publish(Clock(clock=ns_to_stamp(self._recording.start_ns)))
+            self._clock_publisher.publish(Clock(clock=ns_to_stamp(self._recording.start_ns)))
             counts = [publisher.get_subscription_count() for publisher in self._publishers_by_topic.values()]
-            listeners = sum(counts) + self._clock.get_subscription_count()
+            listeners = sum(counts) + self._clock_publisher.get_subscription_count()
             if listeners != known:
                 known, since = listeners, time.monotonic()
             if all(counts) and time.monotonic() - since >= _SETTLED_S:
@@ -109,27 +132,31 @@ class BagPlayerNode(Node):
         self._stop.wait(self._delay_s)
 
     def _play_once(self) -> None:
-        begin = time.monotonic()
+        self._begin = self._seen = time.monotonic()
         for message in self._recording.raw_messages():
-            if not self._wait_until(begin, message.receive_ns):
+            if not self._wait_until(message.receive_ns):
                 return
             if message.topic in self._publishers_by_topic:
                 self._publishers_by_topic[message.topic].publish(message.cdr)
         if losses := str(self._recording.losses):
             self.get_logger().warning(f"not played: {losses}")
-        self._wait_until(begin, self._recording.end_ns + self._tail_ns)
+        self._wait_until(self._recording.end_ns + self._tail_ns)
 
-    def _wait_until(self, begin: float, bag_ns: int) -> bool:
+    def _wait_until(self, bag_ns: int) -> bool:
         """Sleeps until the bag's time has come, and keeps /clock going; False if the player was stopped."""
         while not self._stop.is_set():
-            now = time.monotonic()
-            now_ns = self._recording.start_ns + int((now - begin) * self._rate * 1e9)
+            now, paused = time.monotonic(), self._paused
+            if paused:  # the begin moves on with the wall clock, so that the bag's time stands
+                self._begin += now - self._seen
+            self._seen = now
+            now_ns = self._recording.start_ns + int((now - self._begin) * self._rate * 1e9)
             if now >= self._next_clock:
-                self._clock.publish(Clock(clock=ns_to_stamp(min(now_ns, bag_ns))))
+                self._clock_publisher.publish(Clock(clock=ns_to_stamp(min(now_ns, bag_ns))))
                 self._next_clock = now + self._clock_period_s
-            if now_ns >= bag_ns:
+            if now_ns >= bag_ns and not paused:
                 return True
-            self._stop.wait(min((bag_ns - now_ns) / 1e9 / self._rate, self._clock_period_s))
+            due_s = (bag_ns - now_ns) / 1e9 / self._rate
+            self._stop.wait(self._clock_period_s if paused else min(due_s, self._clock_period_s))
         return False
 
 

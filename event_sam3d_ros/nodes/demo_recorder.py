@@ -9,11 +9,13 @@ from types import TracebackType
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
 
@@ -47,6 +49,8 @@ class DemoRecorder:
         self._node = Node("demo_recorder", context=self._context, parameter_overrides=[use_sim_time])
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
+        self._player = self._node.create_client(SetParameters, "/bag_player_node/set_parameters")
+        self._start: Future | None = None
         subscribe = self._node.create_subscription
         base = "/reconstruction_node"
         subscribe(ReconstructedObjectArray, f"{base}/objects", self._on_objects, _RESULTS_QOS)
@@ -73,13 +77,25 @@ class DemoRecorder:
         topics = (Topics.events, Topics.image, Topics.mask)
         return self.model_info is not None and all(self._has_subscriber(topic) for topic in topics)
 
+    def start_player(self) -> bool:
+        """Lets a paused player begin, as soon as its time is heard here: results could not be timed before that. To be
+        called until it is True."""
+        if self._start is None and self._now_ns() and self._player.service_is_ready():
+            paused = Parameter("paused", Parameter.Type.BOOL, False)
+            self._start = self._player.call_async(SetParameters.Request(parameters=[paused.to_parameter_msg()]))
+        return self._start is not None and self._start.done()
+
+    def _now_ns(self) -> int:
+        """Simulated time; 0 until /clock has told it."""
+        return int(self._node.get_clock().now().nanoseconds)
+
     def _has_subscriber(self, topic: str) -> bool:
         names = (topic, f"{topic}/compressed")
         return any(self._node.count_subscribers(name) > 0 for name in names)
 
     def _on_objects(self, message: ReconstructedObjectArray) -> None:
         stamp = stamp_to_ns(message.header.stamp)
-        now = self._node.get_clock().now().nanoseconds  # 0 until /clock has told the time
+        now = self._now_ns()
         self.results.append(
             FrameResult(
                 stamp_ns=stamp,

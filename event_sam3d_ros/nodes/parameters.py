@@ -342,6 +342,7 @@ BAG_PLAYER_NODE = ParameterTable(
         "wait_for_subscribers_s", 5.0, "How long to wait until every topic of the bag is listened to.", 0.0, 3600.0
     ),
     Parameter("start_delay_s", 0.0, "Pause after that.", 0.0, 3600.0),
+    Parameter("paused", False, "Time stands still, and /clock with it; may be the start.", dynamic=True),
     Parameter("clock_hz", 100.0, "Rate of /clock, by the wall clock.", 1.0, 10000.0),
     Parameter("clock_tail_s", 1.0, "How long /clock goes on after the last message, in the bag's time.", 0.0, 3600.0),
 )

@@ -41,7 +41,7 @@ def player(ros, tmp_path):
 
 def test_it_waits_until_no_more_listeners_come_and_gives_them_the_time(player):
     clock, events = Discovered(0, 0, 0, 1, 1, 1, 2), Discovered(0, 1)
-    player._clock, player._publishers_by_topic = clock, {"/event_camera/events": events}
+    player._clock_publisher, player._publishers_by_topic = clock, {"/event_camera/events": events}
     player._wait_for_subscribers()
     assert clock.counts == [2] and events.counts == [1]
     after = len(clock.published) - 7
@@ -51,6 +51,6 @@ def test_it_waits_until_no_more_listeners_come_and_gives_them_the_time(player):
 
 def test_it_waits_for_a_listener_on_every_topic_of_the_bag(player):
     clock, events = Discovered(1), Discovered(*[0] * 20, 1)
-    player._clock, player._publishers_by_topic = clock, {"/event_camera/events": events}
+    player._clock_publisher, player._publishers_by_topic = clock, {"/event_camera/events": events}
     player._wait_for_subscribers()
     assert events.counts == [1]

@@ -86,6 +86,31 @@ def test_a_loop_goes_on_until_it_is_interrupted(peer, start, bag, received):
     assert any(later < earlier for earlier, later in zip(times, times[1:], strict=False))  # back to the start
 
 
+def test_time_stands_while_it_is_paused(peer, start, bag, received):
+    events, images, clocks = received
+    parameters = {"bag": bag, "paused": True, "wait_for_subscribers_s": 30.0, "rate": 1.0}
+    player = start(
+        "bag_player_node", *(word for key, value in parameters.items() for word in ("-p", f"{key}:={value}"))
+    )
+    peer.wait_for(lambda: len(clocks) > 150, 60)  # more than the wait for listeners
+    assert not events and {stamp_to_ns(clock.clock) for clock in clocks} == {START_NS}
+    assert "only when the player is started" in peer.set_parameter("bag_player_node", "rate", 2.0).reason
+    assert not peer.set_parameter("bag_player_node", "paused", "yes").successful
+    assert peer.set_parameter("bag_player_node", "paused", False).successful
+    peer.wait_for(lambda: len(events) > 10, 60)
+    assert peer.set_parameter("bag_player_node", "paused", True).successful
+    peer.spin(0.3)  # what was on its way
+    seen = len(events)
+    clocks.clear()
+    peer.wait_for(lambda: len(clocks) > 50, 60)
+    assert len(events) == seen < PACKETS and len({stamp_to_ns(clock.clock) for clock in clocks}) == 1
+    assert peer.set_parameter("bag_player_node", "paused", False).successful
+    assert wait_for_end(peer, player) == 0, player.log
+    assert len(events) == PACKETS and len(images) == PACKETS // 10
+    times = [stamp_to_ns(clock.clock) for clock in clocks]
+    assert times == sorted(times)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence", "code"),
     [
