@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 SCENE_POINTS = 8_000  # shown of a frame's depth, evenly chosen
 OBJECT_POINTS = 4_000  # shown of an object, evenly chosen
 PLOT_POINTS = 512  # of a plot's line
+PLOT_LINES = 24  # the objects seen last
 _HISTORY_KEPT = 20_000  # frames
 _MEMORY = 512 << 20  # bytes of frames that a store keeps
 
@@ -107,6 +109,7 @@ class History:
         self._rows: deque[_Row] = deque(maxlen=_HISTORY_KEPT)
         self._lock = threading.Lock()
         self._first_ns: int | None = None
+        self.added = 0  # frames ever, those that were dropped included
 
     def add(
         self, stamp_ns: int, objects: Mapping[str, Values], milliseconds: Values, camera: Floats | None = None
@@ -115,9 +118,7 @@ class History:
         with self._lock:
             self._first_ns = stamp_ns if self._first_ns is None else self._first_ns
             self._rows.append(_Row(stamp_ns, objects, milliseconds, camera))
-
-    def __len__(self) -> int:
-        return len(self._rows)
+            self.added += 1
 
     def seconds(self, stamp_ns: int) -> float:
         """Time since the first frame."""
@@ -129,11 +130,13 @@ class History:
         return list(dict.fromkeys(names))
 
     def objects(self, quantity: str) -> tuple[Doubles, dict[str, Doubles]]:
-        """Seconds and, for each object, as many numbers, NaN where there is none; at most 512, evenly chosen."""
+        """Seconds and, for each of the 24 objects that were seen last, as many numbers, NaN where there is none; at
+        most 512, evenly chosen."""
         rows = self._chosen()
-        names = sorted({name for row in rows for name in row.objects})
+        latest_first = dict.fromkeys(name for row in reversed(rows) for name in row.objects)
         return self._times(rows), {
-            name: np.array([row.objects.get(name, {}).get(quantity, np.nan) for row in rows]) for name in names
+            name: np.array([row.objects.get(name, {}).get(quantity, np.nan) for row in rows])
+            for name in sorted(islice(latest_first, PLOT_LINES))
         }
 
     def milliseconds(self) -> tuple[Doubles, dict[str, Doubles]]:

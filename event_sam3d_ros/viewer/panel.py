@@ -165,8 +165,8 @@ class Panel:
         self._latency.visible, self._untimed.visible = bool(stages), not stages
         if stages:
             _plot(times, stages, now_s).put_into(self._latency)
-        if len(history) != self._drawn_rows or not self._player.playing:
-            self._drawn_rows = len(history)
+        if history.added != self._drawn_rows or not self._player.playing:
+            self._drawn_rows = history.added
             self._scene.show_path(history.camera_path())
 
     # Layers and exports

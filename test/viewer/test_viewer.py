@@ -168,6 +168,15 @@ def test_history_has_gaps_where_objects_are_not():
     assert len(history.objects("score")[0]) == 512
 
 
+def test_history_counts_all_frames_and_has_lines_for_the_objects_seen_last():
+    history = History()
+    for number in range(21_000):
+        history.add(number * MS, {str(number // 100): {"score": 0.5}}, {})
+    assert history.added == 21_000
+    _, lines = history.objects("score")
+    assert sorted(map(int, lines)) == [*range(210 - 24, 210)]
+
+
 def test_evenly_keeps_both_ends():
     assert evenly(0, 5).tolist() == [] and evenly(3, 5).tolist() == [0, 1, 2]
     chosen = evenly(1000, 7)
