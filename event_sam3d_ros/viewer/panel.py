@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -19,11 +19,12 @@ from event_sam3d_ros.viewer.exports import as_png, objects_as_ply
 from event_sam3d_ros.viewer.frames import Frames, ViewFrame, ViewObject
 from event_sam3d_ros.viewer.pictures import Picture, color_of, with_masks
 from event_sam3d_ros.viewer.player import Player
-from event_sam3d_ros.viewer.scene import LAYERS, SceneView
+from event_sam3d_ros.viewer.scene import LAYERS, SceneView, seen_before
 
 SPEEDS = ("0.1", "0.25", "0.5", "1", "2", "4")
 PICTURE_WIDTH = 640  # pixels: wider ones are made smaller
 _PLOTS_EVERY_S = 0.5
+_NEWS_EVERY_S = 0.2
 _RENDER_TIMEOUT_S = 20.0
 Doubles = NDArray[np.float64]
 _BLACK = np.zeros((3, 4, 3), np.uint8)
@@ -37,6 +38,8 @@ class Panel:
         self._shown: ViewFrame | None = None
         self._objects: dict[str, viser.GuiCheckboxHandle] = {}
         self._drawn_s, self._drawn_rows = 0.0, -1
+        self._told: tuple[object, ...] = ()
+        self._told_s = 0.0
         self._gui.configure_theme(control_width="large", show_logo=False, show_share_button=False)
         self._status = self._gui.add_html("")  # not markdown, which a browser would have to compile at each frame
         self._add_playback()
@@ -49,6 +52,7 @@ class Panel:
         self._add_plots()
         self._add_layers()
         self._add_exports()
+        self.tell()
 
     # Playback
 
@@ -94,9 +98,7 @@ class Panel:
     def show(self, index: int, frame: ViewFrame, picture: Picture | None) -> None:
         """Puts a frame into it."""
         self._shown = frame
-        first, behind = self._frames.span()
-        self._slider.min, self._slider.max = first, max(behind - 1, first + 1)
-        self._slider.value = index  # type: ignore[misc]  # viser: the setter stands apart
+        self._photo.visible = picture is not None
         if picture is not None:
             self._photo.image = picture
         self._tencode.visible = frame.event_image is not None
@@ -104,13 +106,16 @@ class Panel:
             self._tencode.image = fitted(frame.event_image)
         self._table.content = _table(frame.objects)
         self.tell()
+        self._slider.value = index  # type: ignore[misc]  # viser: the setter stands apart
         if not self._player.playing or time.monotonic() - self._drawn_s > _PLOTS_EVERY_S:
             self._draw()
 
-    def add_objects(self, items: Iterable[ViewObject]) -> None:
-        """A check box for each object that is new. What is one of several results starts hidden where it says so."""
+    def add_objects(self, items: Sequence[ViewObject]) -> None:
+        """A check box for each object that is new. What is one of several results starts hidden where it says so.
+        Boxes of objects that were not seen for long go, and with them that they were hidden."""
         for item in items:
             if item.name in self._objects:
+                self._objects[item.name] = self._objects.pop(item.name)  # seen last
                 continue
             with self._object_folder:
                 box = self._gui.add_checkbox(f"object {item.name}", not item.aside)
@@ -118,15 +123,29 @@ class Panel:
             if item.aside:
                 self._scene.hidden.add(item.name)
             box.on_update(partial(self._hide, item.name))
+        for name in seen_before(self._objects, items):
+            self._objects.pop(name).remove()
+            self._scene.hidden.discard(name)
 
     def _hide(self, name: str, _: viser.GuiEvent) -> None:
         (self._scene.hidden.discard if self._objects[name].value else self._scene.hidden.add)(name)
         self._player.refresh()
 
+    def tell_news(self) -> None:
+        """`tell` where something has changed, not too often."""
+        if self._news() != self._told and time.monotonic() - self._told_s > _NEWS_EVERY_S:
+            self.tell()
+
+    def _news(self) -> tuple[object, ...]:
+        frames, player = self._frames, self._player
+        return frames.span(), frames.status(), frames.complete(), player.playing, player.index
+
     def tell(self) -> None:
         """What is shown, and what the user should know."""
+        self._told, self._told_s = self._news(), time.monotonic()
         self._play.label = "Pause" if self._player.playing else "Play"
         frame, (first, behind) = self._shown, self._frames.span()
+        self._slider.min, self._slider.max = first, max(behind - 1, first + 1)
         lines = [f"<b>{escape(self._frames.title)}</b>"]
         if frame is not None:
             seconds = self._frames.history.seconds(frame.stamp_ns)
@@ -185,6 +204,7 @@ class Panel:
 
     def _switch(self, layer: str, event: viser.GuiEvent) -> None:
         (self._scene.layers.add if event.target.value else self._scene.layers.discard)(layer)
+        self._drawn_s, self._drawn_rows = 0.0, -1  # the path is drawn with the plots
         self._player.refresh()
 
     def _add_exports(self) -> None:

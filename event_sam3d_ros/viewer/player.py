@@ -16,10 +16,11 @@ Show = Callable[[int, ViewFrame], None]
 
 class Player:
     """Shows frames at the pace of their stamps, no frame left out; of a live source the newest. `run` works until
-    `stop`; everything else may be called from any thread. ``speed``: 2 is twice as fast as recorded."""
+    `stop`; everything else may be called from any thread. ``speed``: 2 is twice as fast as recorded. ``idle`` is called
+    often while there is no other frame to show."""
 
-    def __init__(self, frames: Frames, show: Show, *, playing: bool) -> None:
-        self._frames, self._show = frames, show
+    def __init__(self, frames: Frames, show: Show, *, playing: bool, idle: Callable[[], None] = lambda: None) -> None:
+        self._frames, self._show, self._idle = frames, show, idle
         self._changed = threading.Condition()
         self._index, self._stamp_ns, self._due_s = -1, 0, 0.0
         self._wanted: int | None = None
@@ -73,8 +74,11 @@ class Player:
                 index = self._next()
                 if index is None:
                     self._changed.wait(self._pause_s())
-                    continue
-                self._wanted = None
+                else:
+                    self._wanted = None
+            if index is None:
+                self._idle()
+                continue
             frame = self._frames.frame(index)
             if frame is not None:
                 self._pace(index, frame)

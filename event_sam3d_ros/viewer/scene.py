@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import numpy as np
 import viser
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from event_sam3d_ros.viewer.frames import ViewFrame, ViewObject
-from event_sam3d_ros.viewer.pictures import Picture, color_of, event_points
+from event_sam3d_ros.viewer.pictures import Picture, event_points
 
 EVENT_FRAMES = 6  # whose events stand one behind the other
 EVENT_POINTS = 2_000  # of each, evenly chosen
 LAYERS = ("depth points", "camera", "camera path", "events", "reconstructions", "axes", "labels", "ground truth")
+OBJECTS_KEPT = 32  # names in the page; those that were not seen for longest go first
 _FRUSTUM, _PATH, _LABEL = (90, 90, 90), (70, 120, 200), 1.25
 _WINDOW_LENGTH = 0.3  # of a window in the volume of events, in its widths
 _NOTHING = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
@@ -41,6 +43,7 @@ class SceneView:
         self.hidden: set[str] = set()
         self.truth_aside = 1.2  # of an object's size, to the camera's right
         self._distance = 0.0  # of what is looked at, metres; 0: nothing was shown yet
+        self._is_settled = False  # something to look at was shown
         self._objects: dict[str, _ObjectNodes] = {}
         self._truths: dict[str, _ObjectNodes] = {}
         self._camera = self._scene.add_frame("/camera", show_axes=False)
@@ -53,11 +56,14 @@ class SceneView:
 
     def show(
         self, index: int, frame: ViewFrame, picture: Picture | None, earlier: Callable[[int], ViewFrame | None]
-    ) -> None:
-        """A frame, with the picture that its camera sees. ``earlier(index)``: one of those before it."""
-        if self._distance == 0:
-            self._begin(frame)
+    ) -> bool:
+        """A frame, with the picture that its camera sees. ``earlier(index)``: one of those before it. True if `view`
+        has changed with it: at the first frame, and at the first that has something to look at."""
         self._shown = frame
+        has_begun = not self._is_settled and (self._distance == 0 or _has_content(frame))
+        if has_begun:
+            self._is_settled = _has_content(frame)
+            self._begin(frame)
         place(self._camera, frame.camera_to_world)
         self._depth.visible = "depth points" in self.layers
         if self._depth.visible:
@@ -67,6 +73,7 @@ class SceneView:
         self._show_objects(frame.objects, self._objects, "/objects", "reconstructions" in self.layers)
         right = frame.camera_to_world[:3, 0] * self.truth_aside
         self._show_objects(frame.truths, self._truths, "/truth", "ground truth" in self.layers, right)
+        return has_begun
 
     def view(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """From where to look at the latest frame, at what, and what is up there."""
@@ -77,20 +84,28 @@ class SceneView:
         return eye, 0.8 * target + 0.2 * events, up_axis(pose)
 
     def _begin(self, frame: ViewFrame) -> None:
-        """What follows from the first frame: the size of things and what is up."""
+        """What follows from what is looked at: the size of things and what is up."""
         self._distance = max(float(np.linalg.norm(_target(frame) - frame.camera_to_world[:3, 3])), 0.05)
         self._depth.point_size = self._events.point_size = 0.003 * self._distance
         self._events.position = (-0.5 * self._distance, 0.0, 0.0)
         self._scene.set_up_direction(up_axis(frame.camera_to_world))
+        for node in (self._frustum, self._path):
+            if node is not None:
+                node.remove()
+        self._frustum = self._path = None
 
     def _show_camera(self, frame: ViewFrame, picture: Picture | None) -> None:
-        if self._frustum is None and frame.K is not None and picture is not None:
-            height, width = picture.shape[:2]
-            fov = 2 * np.arctan(height / 2 / float(frame.K[1, 1]))
-            scale = 0.15 * self._distance
-            self._frustum = self._scene.add_camera_frustum(
-                "/camera/frustum", fov, width / height, scale=scale, color=_FRUSTUM, thickness=0.01 * scale
-            )
+        whole = frame.rgb if frame.rgb is not None else frame.event_image  # K is of its pixels, not of the picture's
+        if frame.K is not None and whole is not None:
+            height, width = whole.shape[:2]
+            fov, aspect = float(2 * np.arctan(height / 2 / float(frame.K[1, 1]))), width / height
+            if self._frustum is None:
+                scale = 0.15 * self._distance
+                self._frustum = self._scene.add_camera_frustum(
+                    "/camera/frustum", fov, aspect, scale=scale, color=_FRUSTUM, thickness=0.01 * scale
+                )
+            elif (self._frustum.fov, self._frustum.aspect) != (fov, aspect):
+                self._frustum.fov, self._frustum.aspect = fov, aspect
         if self._frustum is not None:
             self._frustum.visible = "camera" in self.layers
             if self._frustum.visible:
@@ -137,16 +152,17 @@ class SceneView:
         for gone in nodes.keys() - {item.name for item in items}:
             nodes[gone].root.visible = False
         for item in items:
-            one = nodes.get(item.name)
-            if one is None:
-                one = nodes[item.name] = self._add(item, folder)
+            one = nodes.pop(item.name, None) or self._add(item, folder)
+            nodes[item.name] = one  # seen last
             one.root.visible = visible and item.name not in self.hidden
             if not one.root.visible:
                 continue
             self._update(one, item, aside)
+        for name in seen_before(nodes, items):
+            nodes.pop(name).root.remove()
 
     def _add(self, item: ViewObject, folder: str) -> _ObjectNodes:
-        path = f"{folder}/{item.name.replace('/', '_')}"
+        path = f"{folder}/{quote(item.name, safe='')}"
         length = 0.5 * float(np.max(item.size))
         root = self._scene.add_frame(path, axes_length=length, axes_radius=0.02 * length, origin_radius=0.04 * length)
         points = self._scene.add_point_cloud(f"{path}/points", item.points, item.colors, point_shape="circle")
@@ -178,6 +194,12 @@ def place(node: viser.SceneNodeHandle, pose: NDArray[np.float64]) -> None:
     node.wxyz, node.position = (w, x, y, z), pose[:3, 3]
 
 
+def seen_before(names: Iterable[str], shown: Sequence[ViewObject]) -> list[str]:
+    """Of names in the order in which they were seen last: those for which there is no place any more."""
+    names, present = list(names), {item.name for item in shown}
+    return [name for name in names[: max(0, len(names) - OBJECTS_KEPT)] if name not in present]
+
+
 def up_axis(camera_to_world: NDArray[np.float64]) -> NDArray[np.float64]:
     """The axis of the world, or its opposite, that is nearest to the camera's up."""
     up = -camera_to_world[:3, 1]
@@ -186,9 +208,8 @@ def up_axis(camera_to_world: NDArray[np.float64]) -> NDArray[np.float64]:
     return axis
 
 
-def object_color(item: ViewObject) -> str:
-    """For texts and lines."""
-    return "#{:02x}{:02x}{:02x}".format(*color_of(item.id))
+def _has_content(frame: ViewFrame) -> bool:
+    return bool(frame.objects or frame.truths or len(frame.scene_points))
 
 
 def _target(frame: ViewFrame) -> NDArray[np.float64]:

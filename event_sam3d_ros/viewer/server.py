@@ -9,6 +9,7 @@ import socket
 import viser
 
 from event_sam3d_ros.errors import ConfigurationError
+from event_sam3d_ros.viewer.access import only_own_pages
 from event_sam3d_ros.viewer.frames import Frames, ViewFrame
 from event_sam3d_ros.viewer.panel import Panel
 from event_sam3d_ros.viewer.player import Player
@@ -24,23 +25,32 @@ class Viewer:
     def __init__(self, frames: Frames, host: str, port: int, *, playing: bool = True) -> None:
         self._frames = frames
         self._server = open_server(host, port)
-        self.player = Player(frames, self._show, playing=playing)
+        self.player = Player(frames, self._show, playing=playing, idle=self._tell_news)
         self._scene = SceneView(self._server)
         self._panel = Panel(self._server, frames, self._scene, self.player)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._server.get_port()}"
-        self._is_first = True
 
     def _show(self, index: int, frame: ViewFrame) -> None:
         with self._server.atomic():
             self._panel.add_objects(frame.objects)
             picture = self._panel.picture(frame)
-            self._scene.show(index, frame, picture, self._frames.frame)
+            has_begun = self._scene.show(index, frame, picture, self._frames.frame)
             self._panel.show(index, frame, picture)
-            if self._is_first:
-                self._is_first = False
-                camera = self._server.initial_camera
-                camera.position, camera.look_at, camera.up = self._scene.view()
+            if has_begun:
+                self._look_at_it()
+
+    def _look_at_it(self) -> None:
+        eye, target, up = self._scene.view()
+        camera = self._server.initial_camera
+        camera.position, camera.look_at, camera.up = eye, target, up
+        for client in self._server.get_clients().values():
+            with client.atomic():
+                client.camera.up_direction, client.camera.position, client.camera.look_at = up, eye, target
+
+    def _tell_news(self) -> None:
+        with self._server.atomic():
+            self._panel.tell_news()
 
     def run(self) -> None:
         """Works until `stop`."""
@@ -57,6 +67,13 @@ class Viewer:
             self._server.stop()
 
 
+class _Server(viser.ViserServer):
+    """One that stays on this machine: whoever is connected could ask viser for a tunnel to the internet."""
+
+    def request_share_url(self, verbose: bool = True) -> None:
+        """There is none."""
+
+
 def open_server(host: str, port: int) -> viser.ViserServer:
     """ConfigurationError where nothing can listen there."""
     try:
@@ -71,8 +88,8 @@ def open_server(host: str, port: int) -> viser.ViserServer:
             "this machine as --host",
             reason="bad_address",
         ) from error
-    with contextlib.redirect_stdout(io.StringIO()):  # viser greets; the command has its own words
-        server = viser.ViserServer(host, free, label="event_sam3d_ros", verbose=False)
+    with contextlib.redirect_stdout(io.StringIO()), only_own_pages(host):  # viser greets; the command has its own words
+        server = _Server(host, free, label="event_sam3d_ros", verbose=False)
     if server.get_port() != free:  # taken in this moment: viser goes on to the next one
         server.stop()
         raise ConfigurationError(f"port {free} of {host} is in use: give another --port", reason="bad_address")

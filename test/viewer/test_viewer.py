@@ -1,23 +1,26 @@
 """The viewer without a browser: what is shown when, what is kept, what is refused, what is taken away."""
 
+import dataclasses
 import socket
 import threading
 import time
 
 import numpy as np
 import pytest
+import viser
 
 from event_sam3d_ros.cli import main
 from event_sam3d_ros.errors import ConfigurationError, InputError
 from event_sam3d_ros.events.events import Events
 from event_sam3d_ros.events.representations import tencode
+from event_sam3d_ros.viewer.access import refusal
 from event_sam3d_ros.viewer.exports import as_png, objects_as_ply
 from event_sam3d_ros.viewer.frames import FrameStore, History, ViewFrame, ViewObject, evenly
 from event_sam3d_ros.viewer.panel import _plot
 from event_sam3d_ros.viewer.pictures import color_of, event_points, with_masks
 from event_sam3d_ros.viewer.player import Player
 from event_sam3d_ros.viewer.scene import up_axis
-from event_sam3d_ros.viewer.server import open_server
+from event_sam3d_ros.viewer.server import Viewer, open_server
 from event_sam3d_ros.viewer.sources import SourceOptions, open_frames
 
 MS = 1_000_000
@@ -267,3 +270,154 @@ def test_a_wrong_path_is_one_sentence(tmp_path, capsys):
     (tmp_path / "sequence.npz").write_bytes(b"")
     with pytest.raises(InputError):
         open_frames(tmp_path, SourceOptions())
+
+
+def handles(server, folder):
+    return {path for path in server.scene._handle_from_node_name if path.startswith(folder) and path.count("/") == 2}
+
+
+@pytest.fixture
+def seen():
+    """Makes viewers of frames; their server, panel and scene can be looked at without a page."""
+    opened = []
+
+    def view(frames):
+        opened.append(Viewer(frames, "127.0.0.1", 0, playing=False))
+        return opened[-1]
+
+    yield view
+    for viewer in opened:
+        viewer.close()
+
+
+def test_what_a_source_says_is_in_the_page_before_and_without_any_frame(seen):
+    store = FrameStore("robot <1>", live=True)
+    store.tell("waiting for results")
+    viewer = seen(store)
+    assert "robot &lt;1&gt;" in viewer._panel._status.content and "waiting for results" in viewer._panel._status.content
+    thread = threading.Thread(target=viewer.run)
+    thread.start()
+    try:
+        store.tell("it broke off", complete=True)
+        wait_until(lambda: "it broke off" in viewer._panel._status.content)
+        assert viewer._panel._play.label == "Play"
+    finally:
+        viewer.stop()
+        thread.join(20)
+
+
+def test_the_bar_grows_while_it_is_paused_and_the_button_tells_the_end(seen):
+    store = FrameStore("growing")
+    store.append(frame(0))
+    viewer = seen(store)
+    viewer.player.loop = False
+    thread = threading.Thread(target=viewer.run)
+    thread.start()
+    try:
+        wait_until(lambda: viewer.player.index == 0)
+        for number in range(1, 9):
+            store.append(frame(number))
+        wait_until(lambda: viewer._panel._slider.max == 8)
+        assert "frame 0 of 0 to 8 and more" in viewer._panel._status.content
+        viewer.player.play(True)
+        store.tell("", complete=True)
+        wait_until(lambda: viewer.player.index == 8 and not viewer.player.playing)
+        wait_until(lambda: viewer._panel._play.label == "Play")
+        assert "frame 8 of 0 to 8," in viewer._panel._status.content
+    finally:
+        viewer.stop()
+        thread.join(20)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_objects_that_come_and_go_for_hours_do_not_fill_the_page(seen):
+    viewer = seen(filled(1))
+    for number in range(120):
+        viewer._show(number, ViewFrame(number * MS, objects=(cube(str(number)), cube("7000"))))
+    assert handles(viewer._server, "/objects/") == {f"/objects/{n}" for n in (*range(120 - 31, 120), 7000)}
+    assert len(viewer._panel._objects) == 32 and "7000" in viewer._panel._objects
+    viewer._show(120, ViewFrame(0, objects=(cube("3"),)))  # seen again
+    assert viewer._scene._objects["3"].root.visible
+    many = tuple(cube(str(number)) for number in range(200, 250))
+    viewer._show(121, ViewFrame(0, objects=many))  # more than are kept, but all in sight
+    assert handles(viewer._server, "/objects/") == {f"/objects/{n}" for n in range(200, 250)}
+
+
+def test_names_are_shown_and_told_apart_whatever_is_in_them(seen):
+    items = tuple(dataclasses.replace(cube(), name=name) for name in ("a/b", "a_b", "../x", "<i>"))
+    viewer = seen(filled(1))
+    viewer._show(0, ViewFrame(0, objects=items))
+    assert len(handles(viewer._server, "/objects/")) == 4
+    assert "&lt;i&gt;" in viewer._panel._table.content and "<i>" not in viewer._panel._table.content
+
+
+def test_the_camera_has_the_angle_of_the_whole_picture(seen):
+    K = np.array([[1000.0, 0, 640], [0, 1000, 360], [0, 0, 1]])
+    viewer = seen(filled(1))
+    viewer._show(0, ViewFrame(0, rgb=np.zeros((720, 1280, 3), np.uint8), K=K))
+    frustum = viewer._scene._frustum
+    assert frustum.image.shape[1] == 640
+    assert frustum.fov == pytest.approx(2 * np.arctan(0.36)) and frustum.aspect == pytest.approx(1280 / 720)
+    viewer._show(1, ViewFrame(0, rgb=np.zeros((480, 640, 3), np.uint8), K=K))
+    assert frustum.fov == pytest.approx(2 * np.arctan(0.24)) and frustum.aspect == pytest.approx(4 / 3)
+
+
+def test_the_view_is_that_of_the_first_frame_with_something_in_it(seen):
+    viewer = seen(filled(1))
+    viewer._show(0, ViewFrame(0, rgb=np.zeros((9, 9, 3), np.uint8), K=np.eye(3)))
+    far = cube()
+    far.pose[:3, 3] = 0, 0, 6
+    viewer._show(1, ViewFrame(1, objects=(far,)))
+    assert viewer._scene._distance == pytest.approx(6)
+    assert np.linalg.norm(viewer._server.initial_camera.look_at) > 4
+    viewer._show(2, ViewFrame(2, objects=(cube(),)))  # the view stays the user's from then on
+    assert viewer._scene._distance == pytest.approx(6)
+
+
+def test_a_picture_is_never_that_of_another_frame(seen):
+    viewer = seen(filled(1))
+    viewer._show(0, ViewFrame(0, rgb=np.full((9, 9, 3), 200, np.uint8)))
+    assert viewer._panel._photo.visible
+    viewer._show(1, ViewFrame(1, objects=(cube(),)))
+    assert not viewer._panel._photo.visible
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "is_local", "refused"),
+    [
+        ("127.0.0.1:8080", None, True, None),
+        ("127.0.0.1:8080", "http://127.0.0.1:8080", True, None),
+        ("localhost:9000", "http://localhost:9000", True, None),  # through a tunnel of ssh
+        ("[::1]:8080", "http://[::1]:8080", True, None),
+        ("robot.local:8080", "http://robot.local:8080", False, None),
+        ("127.0.0.1:8080", "http://evil.example", True, "evil.example"),
+        ("127.0.0.1:8080", "http://127.0.0.1:9999", True, "127.0.0.1:9999"),  # another server on this machine
+        ("127.0.0.1:8080", "null", True, "null"),
+        ("evil.example:8080", "http://evil.example:8080", True, "this machine alone"),  # DNS rebinding
+        ("robot.local:8080", "http://evil.example:8080", False, "evil.example"),
+        (None, None, True, "Host"),
+    ],
+)
+def test_pages_of_others_are_refused(host, origin, is_local, refused):
+    why = refusal(host, origin, is_local=is_local)
+    assert (why is None) if refused is None else (refused in why)
+
+
+def test_a_foreign_page_gets_no_connection_and_no_tunnel_is_opened(seen):
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    viewer = seen(filled(1))
+    url, subprotocols = viewer.url.replace("http", "ws"), [f"viser-v{viser.__version__}"]
+    with connect(url, origin=viewer.url, subprotocols=subprotocols) as own:
+        assert own.recv(timeout=20)
+    with pytest.raises(InvalidStatus) as refused:
+        connect(url, origin="http://evil.example", subprotocols=subprotocols)
+    assert refused.value.response.status_code == 403
+    assert viewer._server.request_share_url() is None and viewer._server._share_tunnel is None
