@@ -102,7 +102,8 @@ class DemoRecorder:
                 latency_ms=(now - stamp) / 1e6 if now else None,
                 processing_ms=float(message.processing_ms),
                 event_count=int(message.event_count),
-                objects=tuple(object_result(item) for item in message.objects),
+                # as the truth beside a recording calls them
+                objects=tuple(object_result(item, int(item.label)) for item in message.objects),
             )
         )
 
@@ -118,14 +119,14 @@ class DemoRecorder:
             self.counters[status.name.partition(":")[0]] = numbers
 
 
-def object_result(item: ReconstructedObject) -> ObjectResult:
-    """A message's object; its id is the mask's label."""
+def object_result(item: ReconstructedObject, id: int) -> ObjectResult:
+    """A message's object under the id that is given."""
     cloud = points_to_numpy(item.points, ("x", "y", "z", "rgb"))
     packed = cloud["rgb"].astype(np.float32).view(np.uint32)
     colors = np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
     position, orientation, size = item.pose.position, item.pose.orientation, item.size
     return ObjectResult(
-        id=int(item.label),  # as the truth beside a recording calls it
+        id=id,
         score=float(item.score),
         metric=bool(item.metric),
         position=np.array([position.x, position.y, position.z]),

@@ -114,9 +114,12 @@ class History:
     def add(
         self, stamp_ns: int, objects: Mapping[str, Values], milliseconds: Values, camera: Floats | None = None
     ) -> None:
-        """One more frame; ``camera``: its place (3,) in the world, where that is known."""
+        """One more frame; ``camera``: its place (3,) in the world, where that is known. What is not before it goes:
+        time has jumped back, or its result came after newer pictures."""
         with self._lock:
-            self._first_ns = stamp_ns if self._first_ns is None else self._first_ns
+            while self._rows and self._rows[-1].stamp_ns >= stamp_ns:
+                self._rows.pop()
+            self._first_ns = self._first_ns if self._rows else stamp_ns
             self._rows.append(_Row(stamp_ns, objects, milliseconds, camera))
             self.added += 1
 
