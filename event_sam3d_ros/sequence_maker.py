@@ -19,6 +19,7 @@ from event_sam3d_ros.evaluation.poses import PoseTrack
 from event_sam3d_ros.evaluation.replay import Replay, ReplayedFrame, disagreeing_clocks
 from event_sam3d_ros.events.windows import WindowSettings
 from event_sam3d_ros.reconstructor import Reconstructor
+from event_sam3d_ros.recordings.bag_messages import RawMessage
 from event_sam3d_ros.recordings.files import Recording, Rosbag2Recording
 from event_sam3d_ros.sequence_writer import SequenceWriter
 from event_sam3d_ros.tracking import TrackedFrame, Tracker
@@ -41,6 +42,15 @@ class SequenceResult:
     poses: int = 0
     world: str = ""
     first_ns: int = 0
+
+    def counts(self) -> list[str]:
+        """What was left out, and what else was counted, in words; nothing of what did not happen."""
+        named = {"left out": self.left_out, "also counted": self.reports - self.left_out}
+        return [
+            f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+            for what, counts in named.items()
+            if counts
+        ]
 
 
 @dataclass(frozen=True)
@@ -114,16 +124,21 @@ def sequence_steps(
     world: str = "",
     every: int = 1,
     progress: Callable[[], None] = lambda: None,
+    observer: Callable[[RawMessage], None] = lambda _: None,
 ) -> Iterator[SequenceStep]:
     """The frames that a sequence is made of, one by one; see `make_sequence`. What is counted on the way, and the
-    world's name, stand in ``result``."""
+    world's name, stand in ``result``; ``observer`` gets every message as it is read."""
 
     def report(reason: str, sentence: str) -> None:
         result.reports[reason] += 1
 
+    def observe(message: RawMessage) -> None:
+        observer(message)
+        transforms.observe(message)
+
     transforms = CameraTransforms(world, report)
     settings = WindowSettings(length_ns=round(reconstructor.info["window_ms"] * 1e6))
-    replay = Replay(recording, reconstructor.info["min_events"], report, transforms.observe, settings)
+    replay = Replay(recording, reconstructor.info["min_events"], report, observe, settings)
     with_tf = isinstance(recording, Rosbag2Recording) and any(topic in recording.types for topic in TF_TOPICS)
     source = _with_poses(_counted(replay.frames(), progress), poses, transforms if with_tf else None)
     tracker = Tracker()

@@ -52,6 +52,5 @@ def _sequence(options: argparse.Namespace) -> None:
     print(f"camera poses: {known}")
     for line in describe_tracks(result.tracks, result.first_ns):
         print(line)
-    for what, counts in (("left out", result.left_out), ("also counted", result.reports - result.left_out)):
-        if counts:
-            print(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())))
+    for line in result.counts():
+        print(line)

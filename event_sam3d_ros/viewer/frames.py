@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCENE_POINTS = 8_000  # shown of a frame's depth, evenly chosen
-OBJECT_POINTS = 4_000  # shown of an object, evenly chosen
 PLOT_POINTS = 512  # of a plot's line
 PLOT_LINES = 24  # the objects seen last
 _HISTORY_KEPT = 20_000  # frames

@@ -11,12 +11,13 @@ import viser
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from event_sam3d_ros.viewer.frames import ViewFrame, ViewObject
+from event_sam3d_ros.viewer.frames import ViewFrame, ViewObject, evenly
 from event_sam3d_ros.viewer.pictures import Picture, event_points
 
 EVENT_FRAMES = 6  # whose events stand one behind the other
 EVENT_POINTS = 2_000  # of each, evenly chosen
 LAYERS = ("depth points", "camera", "camera path", "events", "reconstructions", "axes", "labels", "ground truth")
+OBJECT_POINTS = 4_000  # drawn of an object, evenly chosen
 OBJECTS_KEPT = 32  # names in the page; those that were not seen for longest go first
 _FRUSTUM, _PATH, _LABEL = (90, 90, 90), (70, 120, 200), 1.25
 _WINDOW_LENGTH = 0.3  # of a window in the volume of events, in its widths
@@ -165,7 +166,7 @@ class SceneView:
         path = f"{folder}/{quote(item.name, safe='')}"
         length = 0.5 * float(np.max(item.size))
         root = self._scene.add_frame(path, axes_length=length, axes_radius=0.02 * length, origin_radius=0.04 * length)
-        points = self._scene.add_point_cloud(f"{path}/points", item.points, item.colors, point_shape="circle")
+        points = self._scene.add_point_cloud(f"{path}/points", *drawn(item), point_shape="circle")
         if item.score is None:
             return _ObjectNodes(root, points, None)
         label = self._scene.add_label(f"{path}/label", "", font_screen_scale=_LABEL, anchor="bottom-center")
@@ -177,7 +178,7 @@ class SceneView:
         place(one.root, pose)
         one.root.show_axes = "axes" in self.layers
         if item.score is not None:  # a true object does not change
-            one.points.points, one.points.colors = item.points, item.colors
+            one.points.points, one.points.colors = drawn(item)
         size = float(np.max(item.size))
         if abs(size - one.size) > 0.1 * one.size:
             one.size, one.points.point_size = size, size / 90
@@ -210,6 +211,12 @@ def up_axis(camera_to_world: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _has_content(frame: ViewFrame) -> bool:
     return bool(frame.objects or frame.truths or len(frame.scene_points))
+
+
+def drawn(item: ViewObject) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Points and colours of an object as they are drawn: at most 4,000."""
+    chosen = evenly(len(item.points), OBJECT_POINTS)
+    return item.points[chosen], item.colors[chosen]
 
 
 def _target(frame: ViewFrame) -> NDArray[np.float64]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from event_sam3d_ros.errors import InputError
 from event_sam3d_ros.sequence import Sequence, SequenceFrame, SequenceObject, load_sequence
 from event_sam3d_ros.viewer.frames import (
-    OBJECT_POINTS,
     SCENE_POINTS,
     History,
     ViewFrame,
@@ -29,8 +29,13 @@ class SequenceFrames:
     def __init__(self, path: Path, truth: ViewTruth = NO_TRUTH) -> None:
         self._sequence: Sequence = load_sequence(path)
         self._truth = truth
-        name = self._sequence.path.parent.name if path.is_dir() else path.stem
-        self.title = f"{name}: {self._sequence.info['recording']}"
+        name, info = self._sequence.path.parent.name if path.is_dir() else path.stem, self._sequence.info
+        if not isinstance(info, dict) or "recording" not in info:
+            raise InputError(
+                f"{self._sequence.path} is not a whole sequence (info does not name its recording): write it anew",
+                reason="bad_sequence",
+            )
+        self.title = f"{name}: {info['recording']}"
         truth.check_overlap(self._sequence.arrays["stamps"])
         self.history = self._history()
 
@@ -38,7 +43,7 @@ class SequenceFrames:
         history, of = History(), self._sequence.arrays
         for index, stamp_ns in enumerate(of["stamps"].tolist()):
             objects = self._sequence[index].objects
-            values = {str(one.id): object_values(_shown(one, 0), of["extrinsics"][index]) for one in objects}
+            values = {str(one.id): object_values(_shown(one, slice(0)), of["extrinsics"][index]) for one in objects}
             camera = of["extrinsics"][index, :3, 3] if of["poses_known"][index] else None
             history.add(stamp_ns, values, {}, camera)
         return history
@@ -63,7 +68,7 @@ class SequenceFrames:
             pose_known=frame.pose_known,
             scene_points=points,
             scene_colors=colors,
-            objects=tuple(_shown(item, OBJECT_POINTS) for item in frame.objects),
+            objects=tuple(map(_shown, frame.objects)),
             truths=self._truth.at(frame.stamp_ns, frame.camera_to_world),
         )
 
@@ -79,8 +84,8 @@ class SequenceFrames:
         """See `Frames`."""
 
 
-def _shown(item: SequenceObject, limit: int) -> ViewObject:
-    chosen = evenly(len(item.points), limit)
+def _shown(item: SequenceObject, chosen: slice = slice(None)) -> ViewObject:
+    """``chosen``: which of its points; all."""
     points = (item.points[chosen] - item.pose[:3, 3]) @ item.pose[:3, :3]
     return ViewObject(
         name=str(item.id),

@@ -74,7 +74,10 @@ def open_live(words: Iterable[str]) -> Frames:
 
 def _is_sequence(path: Path) -> bool:
     """Whether it is the NPZ of a sequence, wherever it was moved to; recordings may be NPZ files, too."""
-    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+    if path.suffix != ".npz":
         return False
-    with zipfile.ZipFile(path) as archive:
-        return "extrinsics.npy" in archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "extrinsics.npy" in archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):  # damaged: what opens recordings says how
+        return False
