@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ _NAMES = ("t", "x", "y", "p")
 # What zipfile, zlib and numpy say about archives that are none.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, NotImplementedError, RuntimeError),
-    *(MemoryError, OverflowError, SyntaxError),
+    *(MemoryError, OverflowError, SyntaxError, tokenize.TokenError),
 )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import tracemalloc
 import warnings
+import zipfile
 from pathlib import Path
 from random import Random
 
@@ -562,6 +564,15 @@ def test_archives_and_hdf5_without_events_name_what_they_hold(tmp_path):
         file["images/left"] = np.zeros(2)
     with pytest.raises(RecordingError, match="holds images, images/left; expected CD/events"):
         open_recording(tmp_path / "a.h5")
+
+
+def test_a_numpy_header_that_breaks_off_is_one_error(tmp_path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (3,"  # in it numpy goes on to look for tokens
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in "txyp":
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(24))
+    with pytest.raises(RecordingError, match="numpy archive"):
+        open_recording(tmp_path / "a.npz")
 
 
 Z = np.zeros(3, np.uint16)
