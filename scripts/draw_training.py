@@ -42,7 +42,7 @@ def main() -> None:
     for stage, start in starts.items():
         cv2.line(page, place(start, LOW), place(start, HIGH), (150, 150, 150), 1)
         if stage != "distill":  # too narrow for its name; has no IoU
-            text(page, stage, (place(start, HIGH)[0] + 3, TOP - 8))
+            text(page, stage.removeprefix("finish, "), (place(start, HIGH)[0] + 3, TOP - 8))
     for name, (label, color) in LINES.items():
         for stage, start in starts.items():
             points = [place(start + r["step"], r[name]) for r in rows if r["stage"] == stage and r.get(name, 0) >= LOW]
