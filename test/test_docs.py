@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from event_sam3d_ros.evaluation.report_text import REFERENCE
+from event_sam3d_ros.evaluation.report_text import MEANING, REFERENCE
 from event_sam3d_ros.nodes.parameters import NODES, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -77,8 +77,8 @@ def test_reports_compare_with_the_figures_of_the_model_card():
     lines = [line.strip("|").split("|") for line in hard.splitlines() if line.startswith("| ")]
     header, *rows = ([cell.split(" ±")[0].strip() for cell in line] for line in lines)
     modes = {row[0]: dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)}
-    for metric in header[1:-1]:
+    assert set(REFERENCE) == set(MEANING) & set(header)
+    for metric in REFERENCE:
         model = "fused" if modes["sharp"][metric] == "-" else "sharp"
         found = tuple(modes[mode][metric] for mode in ("mean_shape", "inflated_silhouette", model))
         assert REFERENCE[metric] == found, metric
-    assert set(REFERENCE) == set(header[1:-1])
