@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from event_sam3d_ros.observations import FrameArrays, build_observation
 from event_sam3d_ros.pixels import depth_from_pixels, rgb_from_pixels
 from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstruction import Reconstruction
-from event_sam3d_ros.recordings.files import EventChunk, open_recording
+from event_sam3d_ros.recordings.files import EventChunk, Recording, open_recording
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _STEMS = ("image", "mask", "events", "depth", "camera")
@@ -175,22 +175,31 @@ def _event_image(path: Path, time_s: float | None, window_ms: float) -> tuple[ND
         picture = rgb_from_pixels(_read_picture(path))
         return picture, int(picture.any(axis=2).sum()), ""
     recording = open_recording(path)
-    ends = [(c.events.t.min(), c.events.t.max()) for c in recording.samples() if isinstance(c, EventChunk)]
+    half_us = round(window_ms * 500)
+    middle_us = _middle_us(recording) if time_s is None else round(time_s * 1e6)
+    t0, t1 = middle_us - half_us, middle_us + half_us
+    pieces, ends = [Events.empty()], []
+    for events in _chunks(recording):
+        ends += [int(events.t.min()), int(events.t.max())]
+        inside = (t0 <= events.t) & (events.t < t1)
+        if inside.any():
+            pieces.append(events[inside])
     if not ends:
         raise InputError(f"{path} has no events", reason="few_events")
-    first_us, last_us = int(min(first for first, _ in ends)), int(max(last for _, last in ends))
-    middle_us = (first_us + last_us) // 2 if time_s is None else round(time_s * 1e6)
-    half_us = round(window_ms * 500)
-    t0, t1 = middle_us - half_us, middle_us + half_us
-    pieces = [Events.empty()]
-    for chunk in recording.samples():
-        if isinstance(chunk, EventChunk):
-            inside = (t0 <= chunk.events.t) & (chunk.events.t < t1)
-            if inside.any():
-                pieces.append(chunk.events[inside])
-    events = concatenate(pieces)
-    window = f"{t0 / 1e6:.6g} to {t1 / 1e6:.6g} s of a file from {first_us / 1e6:.6g} to {last_us / 1e6:.6g} s"
-    return tencode(events, t0, t1, recording.width, recording.height), len(events), f" ({window})"
+    window = f"{t0 / 1e6:.6g} to {t1 / 1e6:.6g} s of a file from {min(ends) / 1e6:.6g} to {max(ends) / 1e6:.6g} s"
+    inside_events = concatenate(pieces)
+    picture = tencode(inside_events, t0, t1, recording.width, recording.height)
+    return picture, len(inside_events), f" ({window})"
+
+
+def _chunks(recording: Recording) -> Iterator[Events]:
+    return (one.events for one in recording.samples() if isinstance(one, EventChunk) and len(one.events))
+
+
+def _middle_us(recording: Recording) -> int:
+    """Of the events' times; 0 without any."""
+    ends = [int(end) for events in _chunks(recording) for end in (events.t.min(), events.t.max())]
+    return (min(ends) + max(ends)) // 2 if ends else 0
 
 
 def write_results(
