@@ -51,7 +51,7 @@ class BagPlayerNode(Node):
         self._recording: Rosbag2Recording = open_rosbag2(values["bag"])
         self._clock_publisher = self.create_publisher(Clock, "/clock", _CLOCK_QOS)
         self._publishers_by_topic = self._create_publishers()
-        self._next_clock = 0.0
+        self._begin = self._seen = self._next_clock = 0.0  # of the wall clock: the bag's begin, the latest look, a tick
         self._paused = values["paused"]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="player")

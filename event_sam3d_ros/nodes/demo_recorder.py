@@ -83,7 +83,8 @@ class DemoRecorder:
         if self._start is None and self._now_ns() and self._player.service_is_ready():
             paused = Parameter("paused", Parameter.Type.BOOL, False)
             self._start = self._player.call_async(SetParameters.Request(parameters=[paused.to_parameter_msg()]))
-        return self._start is not None and self._start.done()
+        answer = self._start.result() if self._start is not None and self._start.done() else None
+        return answer is not None and answer.results[0].successful
 
     def _now_ns(self) -> int:
         """Simulated time; 0 until /clock has told it."""

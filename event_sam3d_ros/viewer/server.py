@@ -25,7 +25,7 @@ class Viewer:
     def __init__(self, frames: Frames, host: str, port: int, *, playing: bool = True) -> None:
         self._frames = frames
         self._server = open_server(host, port)
-        self.player = Player(frames, self._show, playing=playing, idle=self._tell_news)
+        self.player = Player(frames, self._show, playing=playing, idle=lambda: self._panel.tell_news())
         self._scene = SceneView(self._server)
         self._panel = Panel(self._server, frames, self._scene, self.player)
         shown = f"[{host}]" if ":" in host else host
@@ -47,10 +47,6 @@ class Viewer:
         for client in self._server.get_clients().values():
             with client.atomic():
                 client.camera.up_direction, client.camera.position, client.camera.look_at = up, eye, target
-
-    def _tell_news(self) -> None:
-        with self._server.atomic():
-            self._panel.tell_news()
 
     def run(self) -> None:
         """Works until `stop`."""
