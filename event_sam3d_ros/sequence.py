@@ -41,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_sam3d_ros.errors import InputError
+from event_sam3d_ros.recordings.npz import ARCHIVE_DAMAGE
 
 FILE_NAME = "sequence.npz"
 FLOATS, DOUBLES = "<f4", "<f8"
@@ -162,7 +163,7 @@ def load_sequence(path: str | Path) -> Sequence:
         arrays = _map_archive(file)
         info = json.loads(str(arrays.pop("info")))
         _check(arrays)
-    except Exception as error:  # whatever zipfile, its decompressors and numpy say about damaged bytes
+    except ARCHIVE_DAMAGE as error:
         raise InputError(f"{file} is not a whole sequence ({error}): write it anew", reason="bad_sequence") from error
     return Sequence(file, arrays, info)
 

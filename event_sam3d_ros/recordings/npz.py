@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -18,10 +20,10 @@ from event_sam3d_ros.errors import RecordingError
 from event_sam3d_ros.recordings.event_file import BLOCK_ROWS, Block, EventFile, events_from_columns
 
 _NAMES = ("t", "x", "y", "p")
-# What zipfile, zlib and numpy say about archives that are none.
-_DAMAGE = (
+# What zipfile, its decompressors and numpy say about archives that are damaged, or none.
+ARCHIVE_DAMAGE: tuple[type[Exception], ...] = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, NotImplementedError, RuntimeError),
-    *(MemoryError, OverflowError, SyntaxError, tokenize.TokenError),
+    *(MemoryError, OverflowError, SyntaxError, tokenize.TokenError, struct.error, lzma.LZMAError, KeyError),
 )
 
 
@@ -39,7 +41,7 @@ class NpzFile(EventFile):
         try:
             self._seconds = self._has_fractions()
             super().__init__(path)
-        except _DAMAGE as error:
+        except ARCHIVE_DAMAGE as error:
             raise _broken(path, error) from error
 
     def _has_fractions(self) -> bool:
@@ -76,7 +78,7 @@ class NpzFile(EventFile):
                             t = t.astype(np.int64)
                     yield events_from_columns(f"{self.path}, from event {begin} on", t, x, y, p), None
                     self.progress = begin / lengths[0]
-        except _DAMAGE as error:
+        except ARCHIVE_DAMAGE as error:
             raise _broken(self.path, error) from error
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from event_sam3d_ros.errors import ConfigurationError, RecordingError
 from event_sam3d_ros.evaluation.bag_evaluation import CONFIGURATION
+from event_sam3d_ros.recordings.npz import ARCHIVE_DAMAGE
 from event_sam3d_ros.sequence import FILE_NAME
 from event_sam3d_ros.viewer.feeds import open_recording_feed, open_results_feed, read_summary
 from event_sam3d_ros.viewer.frames import Frames
@@ -79,5 +80,5 @@ def _is_sequence(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return "extrinsics.npy" in archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):  # damaged: what opens recordings says how
+    except ARCHIVE_DAMAGE:  # what opens recordings says how
         return False
