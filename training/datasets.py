@@ -26,6 +26,7 @@ from event_sam3d_ros.sam3d.config import ModelConfig
 from event_sam3d_ros.sam3d.layout import grid_centers
 from event_sam3d_ros.synthetic.options import DEFAULT_WORLD, WorldOptions
 from event_sam3d_ros.synthetic.world import FIRST_TRAINING_OBJECT_SEED, Case, make_case
+from event_sam3d_ros.worker_processes import end_with_parent
 from training.augmentations import AugmentationConfig, augment
 from training.flow import samples as flow_samples
 from training.store import (
@@ -197,7 +198,10 @@ def render(folder: Path, data: DataConfig, config: ModelConfig, workers: int) ->
     left = {start: count for start, count in chunks.items() if start not in set(progress["done"])}
     ready = data.cases - sum(left.values())
     context = get_context("spawn" if data.world.render_device else None)  # CUDA can't go on in a forked process
-    with ProcessPoolExecutor(workers, context) as pool, tqdm(total=data.cases, initial=ready, unit="case") as bar:
+    with (
+        ProcessPoolExecutor(workers, context, end_with_parent) as pool,
+        tqdm(total=data.cases, initial=ready, unit="case") as bar,
+    ):
         jobs = ((start, count, data, config) for start, count in left.items())
         for start, samples in pool.map(_render_chunk, jobs):
             for i, one in enumerate(samples):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from event_sam3d_ros.errors import ConfigurationError
 from event_sam3d_ros.sam3d.config import ModelConfig
+from event_sam3d_ros.worker_processes import end_with_parent
 from training.augmentations import AugmentationConfig, augment
 from training.datasets import MOTIONS, Batches, DataConfig, motions_at, render_case, to_tensor
 from training.loaders.settings import RENDERED
@@ -67,6 +68,11 @@ def _check_augmentation(config: ModelConfig, stage: StageConfig) -> None:
         raise ConfigurationError("augmentation: crop is for the direct head alone: leave it out")
 
 
+def _begin_worker() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
+
+
 def _rendered(
     folder: Path | None, data: DataConfig, config: ModelConfig, stage: StageConfig, shows: str, stack: ExitStack
 ) -> Batches | Stream:
@@ -79,7 +85,7 @@ def _rendered(
         rendered = partial(FlowBatches, augmentation=stage.augmentation, shows=shows)
         streamed = partial(FlowStream, augmentation=stage.augmentation, shows=shows)
     if data.stream:
-        pool = stack.enter_context(ProcessPoolExecutor(data.workers, get_context("spawn"), torch.set_num_threads, (1,)))
+        pool = stack.enter_context(ProcessPoolExecutor(data.workers, get_context("spawn"), _begin_worker))
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         return streamed(data, config, stage.batch_size, stage.seed, pool, curriculum=stage.curriculum)
     if folder is None:

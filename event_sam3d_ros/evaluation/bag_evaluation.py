@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -30,6 +29,7 @@ from event_sam3d_ros.evaluation.bag_truth import Truth, find_truth, read_bag_tru
 from event_sam3d_ros.evaluation.bag_worker import BagJob, BagOutcome, evaluate_bag
 from event_sam3d_ros.evaluation.report import report_html
 from event_sam3d_ros.reconstructor import Reconstructor, find_weights
+from event_sam3d_ros.worker_processes import end_with_parent
 
 CONFIGURATION = "configuration.json"
 _POLL_S = 0.2
@@ -328,14 +328,7 @@ _of_worker: dict[str, Any] = {}
 
 def _begin_worker(files: Mapping[str, Path], device: str, shares: Any) -> None:
     """In each process, once."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)  # a parent that was killed could not say so
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     import torch
 
     torch.set_num_threads(1)

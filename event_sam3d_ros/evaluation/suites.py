@@ -32,6 +32,7 @@ from event_sam3d_ros.meshes import mesh_files
 from event_sam3d_ros.preprocess import Observation
 from event_sam3d_ros.reconstructor import Reconstruction, Reconstructor, share_folder
 from event_sam3d_ros.synthetic.world import HELD_OUT_OBJECT_SEEDS
+from event_sam3d_ros.worker_processes import end_with_parent
 
 RESULTS_VERSION = 1  # of metrics, baselines and rows; raised with any change, so that no older results are mixed in
 SUBSET_OBJECTS = 100  # the first ones: `emd` and `icp_rot` are taken on these alone
@@ -140,6 +141,7 @@ class _Worker:
 
 
 def _start_worker(cache: Path, weights: str) -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's business
     torch.set_num_threads(1)
     _Worker.cache = cache
